@@ -1,0 +1,148 @@
+"""The currency of a trial: what readers give, stages pass on, and analysis counts. Knows no file format, no service and no statistics.
+
+Every record is a frozen dataclass; tables of them live in the store as Parquet with the field names as columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A stretch of a document under one heading ("" where the source names none)."""
+
+    heading: str
+    paragraphs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A retrievable source: a paper, a page, a file. `id` is unique in a corpus."""
+
+    id: str
+    title: str
+    sections: tuple[Section, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Text on which an answer rests, verbatim from the document `document` (its id)."""
+
+    document: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question with its references. Items of one cluster share a document and are never split between training and test."""
+
+    id: str
+    question: str
+    references: tuple[str, ...]
+    cluster: str
+    kind: str = ""
+    """The source's own kind of question: yesno, factoid, list, summary, extractive, free_form, ..."""
+    evidence: tuple[Evidence, ...] = ()
+    answerable: bool = True
+    """False when the source says that its documents hold no answer; then `references` holds the abstention text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A retrievable piece of a document. `id` is `<document>#<ordinal>`."""
+
+    id: str
+    document: str
+    text: str
+    title: str = ""
+    heading: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage as retrieved for an item; `rank` counts from 1. Ranks and scores of a leg are None when the leg did not return it."""
+
+    item: str
+    passage: str
+    rank: int
+    score: float
+    lexical_rank: int | None = None
+    lexical_score: float | None = None
+    dense_rank: int | None = None
+    dense_score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training example: what the model is shown and what it should say. `gold_shown` is None for context `none`."""
+
+    item: str
+    question: str
+    passages: tuple[str, ...]
+    answer: str
+    gold_shown: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """What answers: an arm, or one training seed of an arm. Contestants of the same `arm` differ only in `seed`."""
+
+    arm: str
+    """Name in the report, with the training size where the arm has one: `raft-1000`."""
+    family: str
+    """The arm as named in the spec: `raft`."""
+    model: str
+    """Name of the base model in the spec."""
+    adapter: str | None = None
+    size: int | None = None
+    seed: int | None = None
+    rag: bool = True
+    shots: int = 0
+
+    @property
+    def id(self) -> str:
+        """`raft-1000-s2`; the arm's own name where there is no training seed."""
+        return self.arm if self.seed is None else f"{self.arm}-s{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer of one contestant. `text` is None when the generator could not answer; `error` then says why."""
+
+    contestant: str
+    item: str
+    sample: int
+    text: str | None
+    abstained: bool
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    latency_ms: float
+    cost_usd: float
+    prompt_hash: str
+    passages: tuple[str, ...]
+    """Ids of the passages shown, in order."""
+    cut: tuple[str, ...]
+    """Ids of passages left out because the prompt was too long for the model."""
+    cited: tuple[str, ...]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One run of the judge on one answer and criterion. `score` is None when missing; `error` then says why (unparsed, refused, ...)."""
+
+    contestant: str
+    item: str
+    sample: int
+    criterion: str
+    run: int
+    score: float | None
+    reply: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    error: str | None = None
+    metrics: tuple[tuple[str, float], ...] = ()
+    """Raw reference metrics by name (exact_match, token_f1, ...), where the judge computes them."""
