@@ -119,7 +119,7 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     latency_ms: float
-    cost_usd: float
+    cost_usd: float | None
     prompt_hash: str
     passages: tuple[str, ...]
     """Ids of the passages shown, in order."""
@@ -127,6 +127,14 @@ class Answer:
     """Ids of passages left out because the prompt was too long for the model."""
     cited: tuple[str, ...]
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A named number, 0 to 1."""
+
+    name: str
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +150,7 @@ class Judgement:
     reply: str
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: float
+    cost_usd: float | None
     error: str | None = None
-    metrics: tuple[tuple[str, float], ...] = ()
-    """Raw reference metrics by name (exact_match, token_f1, ...), where the judge computes them."""
+    metrics: tuple[Metric, ...] = ()
+    """Raw reference metrics (exact_match, token_f1, ...), where the judge computes them."""

@@ -1,0 +1,95 @@
+"""The experiment: what a trial does, in order. It knows the stages and nothing of how they work.
+
+Every stage keeps its results by the hash of what went in, so the flow can be stopped anywhere and run again: it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect import flow, task
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from flows.clients import ServiceError
+from flows.local_stack import ServiceDied
+from flows.outcome import Outcome, run_folder, save
+from flows.progress import Progress, Silent
+from flows.spec_file import load
+from flows.stages.analyse import analyse
+from flows.stages.answer import answer
+from flows.stages.judge import judge
+from flows.stages.prepare import prepare
+from flows.stages.report import Results, report
+from flows.stages.snapshot import snapshot
+from flows.stages.train import train
+from flows.trial import Trial, open_trial
+
+Result = TypeVar("Result")
+
+LISTENER: ContextVar[Progress | None] = ContextVar("listener", default=None)
+"""Who is told how far the trial is; set by the command line."""
+
+
+@flow(name="experiment", flow_run_name="{name}", persist_result=False)
+async def experiment(name: str, spec: str, home: str, runs: str) -> Outcome:
+    """Runs the trial that the file `spec` describes. `home` keeps results and the services' data, `runs` gets the report."""
+    loaded = load(Path(spec))
+    trial = open_trial(loaded, Path(home), LISTENER.get() or Silent())
+    times: dict[str, float] = {}
+    try:
+        prepared = await _stage("prepare", times, prepare, trial)
+        searched = await _stage("snapshot", times, snapshot, trial, prepared) if _retrieves(trial) else None
+        adapters = await _stage("train", times, train, trial, prepared, searched)
+        answers, proofs = await _stage("answer", times, answer, trial, prepared, searched, adapters)
+        judgements, rubrics = await _stage("judge", times, judge, trial, prepared, answers)
+        analysis = await _stage("analyse", times, analyse, trial, prepared, searched, answers, judgements, rubrics)
+        folder = run_folder(Path(runs), name, trial.run_key())
+        found = Results(prepared, searched, tuple(adapters.values()), answers, proofs, judgements, rubrics, analysis)
+        markdown = await _stage("report", times, report, trial, folder, found, times)
+    finally:
+        await trial.services.close()
+    outcome = Outcome.of(analysis, folder, trial.run_key(), round(sum(times.values()), 1), adapters.values(), datetime.now(UTC))
+    save(outcome)
+    await acreate_markdown_artifact(key="verdict", markdown=markdown, description=outcome.sentence)
+    return outcome
+
+
+def _retrieves(trial: Trial) -> bool:
+    contexts = (training for training in trial.spec.training.values())
+    return any(arm.rag for arm in trial.spec.arms.values()) or any(
+        training.context_name == "retrieved" or (training.raft is not None and training.raft.hard) for training in contexts
+    )
+
+
+async def _stage(name: str, times: dict[str, float], work: Callable[..., Awaitable[Result]], *parts: Any) -> Result:
+    """Runs a stage as a Prefect task. A service that died or is away is worth another try: what was done is kept."""
+
+    async def stage() -> Result:
+        return await work(*parts)
+
+    began = time.monotonic()
+    wrapped = task(
+        name=name,
+        task_run_name=name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=3,
+        retry_delay_seconds=[1, 5, 15],
+        retry_condition_fn=_worth_another_try,
+    )(stage)
+    result = await wrapped()
+    times[name] = round(time.monotonic() - began, 3)
+    return result
+
+
+def _worth_another_try(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, ServiceDied) or (isinstance(error, ServiceError) and error.code == "UNAVAILABLE")

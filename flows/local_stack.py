@@ -1,0 +1,196 @@
+"""The four services as child processes on loopback, for a laptop. Knows the services by the names of their modules only.
+
+A child stops when its parent is gone, however it went: standard input is a pipe that the parent holds. `tunetrial up` leaves a stack
+running and writes `stack.json`; a run that finds it uses it instead of starting its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from flows.clients import SERVICES, Clients, ServiceError
+from flows.errors import TrialError, UserError
+
+_START_S = 180.0
+# A service that dies this often is not going to recover by being started again.
+_RESTARTS = 5
+
+
+class ServiceDied(TrialError):
+    """A service's process ended on its own. The same stage can be tried again: the stack starts it anew."""
+
+
+class LocalStack:
+    """Starts the services at the first need and stops them at the end; each is waited for only when it is first used."""
+
+    def __init__(self, home: Path, models: Mapping[str, str], roots: tuple[Path, ...], slots: int | None = None) -> None:
+        self._home, self._models, self._roots = home, models, roots
+        self._slots = slots or max(1, (os.cpu_count() or 1) - 1)
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports: dict[str, int] = {}
+        self._ready: set[str] = set()
+        self._deaths: dict[str, int] = {}
+        self._lock: IO[str] | None = None
+        self._starting = asyncio.Lock()
+
+    async def address(self, service: str) -> str:
+        """Address of the service once it says that it can work. Raises TrialError with the end of its log when it does not get there."""
+        async with self._starting:
+            if not self._children:
+                self._take_lock()
+                self._ports = _free_ports()
+                for name in SERVICES:
+                    self._start(name)
+            elif self._children[service].poll() is not None:
+                self._restart(service)
+        address = f"127.0.0.1:{self._ports[service]}"
+        if service not in self._ready:
+            await self._wait_until_serving(service, address)
+            self._ready.add(service)
+        return address
+
+    async def start(self) -> dict[str, str]:
+        """All services, ready."""
+        return {service: await self.address(service) for service in SERVICES}
+
+    def check(self, service: str) -> None:
+        """Raises ServiceDied when the service's process has ended."""
+        child = self._children.get(service)
+        if child is not None and child.poll() is not None:
+            raise ServiceDied(self._death(service, child.returncode))
+
+    def stop(self) -> None:
+        """Drains and stops all services; those that do not stop in 15 s are killed."""
+        for child in self._children.values():
+            if child.stdin:
+                child.stdin.close()
+            with contextlib.suppress(ProcessLookupError):
+                child.terminate()
+        for child in self._children.values():
+            try:
+                child.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        self._children.clear()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        self._home.mkdir(parents=True, exist_ok=True)
+        lock = (self._home / "lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise UserError(
+                f"another trial is at work in {self._home}. Wait for it, start `tunetrial up` so that trials share its services, "
+                "or give this one its own folder with TUNETRIAL_HOME"
+            ) from None
+        self._lock = lock
+
+    def _restart(self, service: str) -> None:
+        self._deaths[service] = self._deaths.get(service, 0) + 1
+        if self._deaths[service] > _RESTARTS:
+            self.check(service)
+        self._ready.discard(service)
+        self._start(service)
+
+    def _start(self, service: str) -> None:
+        folder = self._home / service
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log").open("ab") as log:
+            self._children[service] = subprocess.Popen(
+                [sys.executable, "-m", f"services.{service}"],
+                env=self._environment(service, folder),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _environment(self, service: str, folder: Path) -> dict[str, str]:
+        own = {
+            "TUNETRIAL_HOST": "127.0.0.1",
+            "TUNETRIAL_PORT": str(self._ports[service]),
+            "TUNETRIAL_STOP_WITH_STDIN": "true",
+            "TUNETRIAL_DATA_DIR": str(folder / "data"),
+            "TUNETRIAL_URI_ROOTS": ":".join(str(root) for root in (self._home, *self._roots)),
+            "TUNETRIAL_DRAIN_S": "3",
+            "TUNETRIAL_THREADS": "1",
+            # Busy-waiting threads of one process would take the cores from the others.
+            "OMP_WAIT_POLICY": "passive",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        if service in ("generator", "trainer"):
+            own["TUNETRIAL_MODELS"] = json.dumps(dict(self._models))
+        if service == "generator":
+            own["TUNETRIAL_RETRIEVER_ADDRESS"] = f"127.0.0.1:{self._ports['retriever']}"
+        if service == "trainer":
+            own["TUNETRIAL_SLOTS"] = str(self._slots)
+        return {**os.environ, **own}
+
+    async def _wait_until_serving(self, service: str, address: str) -> None:
+        clients = Clients({service: address})
+        deadline = time.monotonic() + _START_S
+        try:
+            while True:
+                self.check(service)
+                with contextlib.suppress(ServiceError):
+                    if await clients.serving(service):
+                        return
+                if time.monotonic() > deadline:
+                    raise TrialError(f"the {service} was not ready after {_START_S:.0f} s; its log is {self._home / service / 'log'}")
+                await asyncio.sleep(0.1)
+        finally:
+            await clients.close()
+
+    def _death(self, service: str, code: int) -> str:
+        log = self._home / service / "log"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:] if log.exists() else []
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        tail = "\n".join(f"  | {line[:300]}" for line in lines)
+        return f"the {service} {how}; run the same command again to go on where it stopped. The end of {log}:\n{tail}"
+
+
+def _free_ports() -> dict[str, int]:
+    with contextlib.ExitStack() as stack:
+        sockets = {service: stack.enter_context(socket.socket()) for service in SERVICES}
+        for found in sockets.values():
+            found.bind(("127.0.0.1", 0))
+        return {service: int(found.getsockname()[1]) for service, found in sockets.items()}
+
+
+def running_stack(home: Path) -> dict[str, str] | None:
+    """Addresses of the stack that `tunetrial up` left running in this home; None when there is none."""
+    path = home / "stack.json"
+    try:
+        stack = json.loads(path.read_text(encoding="utf-8"))
+        os.kill(stack["pid"], 0)
+    except (OSError, ValueError, KeyError):
+        return None
+    return dict(stack["addresses"])
+
+
+@contextlib.contextmanager
+def announce(home: Path, addresses: Mapping[str, str]) -> Iterator[None]:
+    """Tells later commands where the services of this process are, as long as it runs."""
+    path = home / "stack.json"
+    path.write_text(json.dumps({"pid": os.getpid(), "addresses": dict(addresses)}), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

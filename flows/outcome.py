@@ -1,0 +1,87 @@
+"""How a trial ended, in a folder of its own: `runs/<name>-<key>/outcome.json`. Knows no stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter, ValidationError
+
+if TYPE_CHECKING:
+    from flows.analysis.analyse import Analysis
+    from flows.stages.train import TrainedAdapter
+
+_PASSES = ("BETTER", "NON_INFERIOR")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The verdict and where to read more. `gate` is `pass` when the primary arm is better or non-inferior, else `fail`."""
+
+    key: str
+    folder: str
+    finished: str
+    sentence: str
+    verdict: str
+    also: tuple[str, ...]
+    gate: str
+    seconds: float
+    tokens: int
+    trained_tokens: int
+    cost_usd: float | None
+    items: int
+    arms: int
+
+    @classmethod
+    def of(
+        cls, analysis: Analysis, folder: Path, key: str, seconds: float, adapters: Iterable[TrainedAdapter], finished: datetime
+    ) -> Outcome:
+        """From the analysis of a trial."""
+        totals = analysis.totals
+        counted = totals.prompt_tokens + totals.completion_tokens + totals.judge_prompt_tokens + totals.judge_completion_tokens
+        costs = (totals.cost_usd, totals.judge_cost_usd)
+        return cls(
+            key=key,
+            folder=str(folder),
+            finished=finished.isoformat(timespec="seconds"),
+            sentence=analysis.primary.sentence,
+            verdict=analysis.primary.verdict.value,
+            also=tuple(contrast.short for contrast in analysis.contrasts if not contrast.primary),
+            gate="pass" if analysis.primary.verdict in _PASSES else "fail",
+            seconds=seconds,
+            tokens=counted,
+            trained_tokens=sum(adapter.trained_tokens for adapter in adapters),
+            cost_usd=None if None in costs else sum(cost or 0.0 for cost in costs),
+            items=analysis.items,
+            arms=len(analysis.arms),
+        )
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return Path(self.folder) / "report.html"
+
+
+def run_folder(runs: Path, name: str, key: str) -> Path:
+    """Folder of the run with this key."""
+    return runs / f"{name}-{key[:6]}"
+
+
+def save(outcome: Outcome) -> None:
+    """Written last and whole: a run with an outcome is finished."""
+    partial = Path(outcome.folder) / "outcome.json.partial"
+    partial.write_text(json.dumps(asdict(outcome), indent=1), encoding="utf-8")
+    partial.replace(Path(outcome.folder) / "outcome.json")
+
+
+def read(folder: Path) -> Outcome | None:
+    """The outcome of a finished run; None when it is not finished."""
+    try:
+        text = (folder / "outcome.json").read_text(encoding="utf-8")
+        return TypeAdapter(Outcome).validate_json(text)
+    except (OSError, ValidationError):
+        return None

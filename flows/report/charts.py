@@ -1,0 +1,300 @@
+"""Charts of the page as static SVG, by Vega-Altair. Each is drawn twice, for a wide screen and for a phone; colours are CSS variables, so
+one drawing serves light and dark. Knows the analysis, not the page.
+
+Every chart stands beside a table with the same numbers, so its own elements carry no labels for screen readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import altair as alt
+import vl_convert
+from markupsafe import Markup
+
+from flows.analysis.analyse import Analysis
+from flows.analysis.contrasts import Contrast
+from flows.analysis.summary import Curve
+from flows.analysis.verdict import Verdict
+from flows.report.formats import effect_text
+
+WIDE, NARROW = 520, 340
+"""Width in CSS pixels: half of the page on a wide screen, all of it on a phone."""
+_ROW = 26
+
+_INK, _SOFT, _LINE, _ACCENT = "var(--ink)", "var(--soft)", "var(--line)", "var(--accent)"
+_SERIES = tuple(f"var(--series-{place})" for place in range(1, 7))
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+_VERDICTS: Mapping[Verdict, tuple[str, str]] = {
+    Verdict.BETTER: ("var(--better)", "triangle-up"),
+    Verdict.NON_INFERIOR: ("var(--non-inferior)", "circle"),
+    Verdict.WORSE: ("var(--worse)", "triangle-down"),
+    Verdict.INCONCLUSIVE: ("var(--inconclusive)", "diamond"),
+}
+_CONFIG: dict[str, Any] = {
+    "background": "transparent",
+    "font": "Helvetica, Arial, sans-serif",
+    "aria": False,
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": _SOFT,
+        "titleColor": _SOFT,
+        "titleFontWeight": "normal",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "gridColor": _LINE,
+        "domain": False,
+        "ticks": False,
+        "labelPadding": 6,
+        "titlePadding": 8,
+    },
+    "axisY": {"labelLimit": 190},
+    "legend": {
+        "labelColor": _INK,
+        "titleColor": _SOFT,
+        "labelFontSize": 12,
+        "orient": "top",
+        "title": None,
+        "symbolSize": 70,
+        "labelLimit": 160,
+        "offset": 4,
+        "padding": 2,
+    },
+    "text": {"color": _INK, "fontSize": 12},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One chart in both widths; `label` says what it shows."""
+
+    label: str
+    wide: Markup
+    narrow: Markup
+
+
+Rows = list[dict[str, Any]]
+AnyChart = alt.Chart | alt.LayerChart
+
+
+def scores(analysis: Analysis, criterion: str) -> Figure:
+    """Mean score of every arm with its interval; small ticks are training seeds."""
+    rows: Rows = []
+    seeds: Rows = []
+    for arm in analysis.arms:
+        score = next(entry for entry in arm.scores if entry.criterion == criterion)
+        role = "control" if arm.arm == analysis.settings.control else "primary" if arm.arm == analysis.primary.arm else "other"
+        rows.append({"arm": arm.arm, "role": role, "mean": score.mean.value, **_ends(score.mean.interval)})
+        seeds += [{"arm": arm.arm, "seed_mean": entry.value} for entry in score.seeds if entry.value is not None]
+    order = [row["arm"] for row in rows]
+    domain = _domain([row[key] for row in rows for key in ("mean", "low", "high")] + [row["seed_mean"] for row in seeds])
+    color = alt.Color("role:N", legend=None, scale=alt.Scale(domain=["control", "primary", "other"], range=[_SOFT, _ACCENT, _INK]))
+
+    def draw(width: int) -> AnyChart:
+        y = alt.Y("arm:N", sort=order, title=None)
+        x = alt.X("mean:Q", scale=alt.Scale(domain=domain, nice=False), title=f"mean {criterion}", axis=alt.Axis(tickCount=5))
+        base = _chart(rows).encode(y=y, color=color)
+        layers = [
+            base.mark_rule(strokeWidth=3, opacity=0.45).encode(x="low:Q", x2="high:Q"),
+            _chart(seeds).mark_tick(thickness=1.5, size=13, color=_SOFT).encode(y=y, x="seed_mean:Q"),
+            base.mark_point(filled=True, size=75, opacity=1).encode(x=x),
+        ]
+        return alt.layer(*layers).properties(width=width, height=alt.Step(_ROW))
+
+    return _figure(f"Mean {criterion} of every arm with its interval.", draw)
+
+
+def forest(contrasts: Sequence[Contrast], margin: float, *, primary_only: bool = False) -> Figure:
+    """Differences from the control with their intervals: thick at the level of one contrast, thin for all together; the band is the
+    margin."""
+    rows: Rows = [
+        {
+            "arm": contrast.arm,
+            "verdict": contrast.verdict.value,
+            "title": contrast.arm + (" (primary)" if contrast.primary and not primary_only else ""),
+            "text": f"{contrast.verdict.replace('_', '-').lower()}  {effect_text(contrast, margin)}",
+            "difference": contrast.difference,
+            **_ends(contrast.interval),
+            **{f"all_{end}": value for end, value in _ends(contrast.simultaneous).items()},
+        }
+        for contrast in contrasts
+    ]
+    ends = [row[key] for row in rows for key in ("difference", "low", "high", "all_low", "all_high")]
+    domain = _domain([*ends, 0.0, -margin, margin])
+    first = contrasts[0]
+    color = alt.Color("verdict:N", legend=None, scale=alt.Scale(domain=list(_VERDICTS), range=[entry[0] for entry in _VERDICTS.values()]))
+    shape = alt.Shape("verdict:N", legend=None, scale=alt.Scale(domain=list(_VERDICTS), range=[entry[1] for entry in _VERDICTS.values()]))
+
+    def draw(width: int) -> AnyChart:
+        y = alt.Y("arm:N", sort=[row["arm"] for row in rows], axis=None)
+        axis = alt.Axis(tickCount=5, title=f"{first.criterion}: difference from {first.control}")
+        x = alt.X("difference:Q", scale=alt.Scale(domain=domain, nice=False), axis=axis)
+        base = _chart(rows).encode(y=y, color=color)
+        edges = [{"edge": 0.0, "dash": "zero"}, {"edge": -margin, "dash": "margin"}]
+        dash = alt.StrokeDash("dash:N", legend=None, scale=alt.Scale(domain=["zero", "margin"], range=[[1, 0], [4, 3]]))
+        layers = [
+            _chart([{"from": -margin, "to": 0.0}]).mark_rect(color="var(--band)", opacity=1).encode(x="from:Q", x2="to:Q"),
+            _chart(edges).mark_rule(color=_SOFT).encode(x="edge:Q", strokeDash=dash),
+            base.mark_rule(strokeWidth=1).encode(x="all_low:Q", x2="all_high:Q"),
+            base.mark_rule(strokeWidth=4, opacity=0.5).encode(x="low:Q", x2="high:Q"),
+            base.mark_point(filled=True, size=90, opacity=1).encode(x=x, shape=shape),
+        ]
+        if not primary_only:
+            head = {"baseline": "middle", "dy": -15, "fontSize": 12}
+            layers += [
+                _chart(rows).mark_text(align="left", fontWeight="bold", **head).encode(x=alt.value(0), y=y, text="title:N"),
+                base.mark_text(align="right", **head).encode(x=alt.value("width"), text="text:N"),
+            ]
+        return alt.layer(*layers).properties(width=width, height=alt.Step(36 if primary_only else 46))
+
+    return _figure(f"Difference of each arm from {first.control} on {first.criterion}, with intervals and the margin.", draw)
+
+
+def curve(curves: Sequence[Curve], analysis: Analysis) -> Figure:
+    """Mean score over training size for one criterion; hollow points are single training seeds, the dashed line is the control."""
+    criterion = curves[0].criterion
+    seeds = {
+        (arm.arm, entry.seed): entry.value
+        for arm in analysis.arms
+        for score in arm.scores
+        if score.criterion == criterion
+        for entry in score.seeds
+    }
+    control = next(arm for arm in analysis.arms if arm.arm == analysis.settings.control)
+    level = next(score.mean.value for score in control.scores if score.criterion == criterion)
+    rows: Rows = []
+    single: Rows = []
+    for place, line in enumerate(curves):
+        for point in line.points:
+            # Families stand side by side at a size: a shift of a few per cent on the logarithmic axis.
+            where = {"family": line.family, "size": point.size * 1.05 ** (place - (len(curves) - 1) / 2)}
+            rows.append({**where, "mean": point.mean.value, **_ends(point.mean.interval)})
+            single += [{**where, "seed_mean": value} for (arm, _), value in seeds.items() if arm == point.arm and value is not None]
+    sizes = sorted({point.size for line in curves for point in line.points})
+    domain = _domain([row[key] for row in rows for key in ("mean", "low", "high")] + [row["seed_mean"] for row in single] + [level])
+    color, shape = _series([line.family for line in curves], "family")
+
+    def draw(width: int) -> AnyChart:
+        reach = alt.Scale(type="log", domain=[sizes[0] / 1.25, sizes[-1] * 1.25], nice=False)
+        x = alt.X("size:Q", scale=reach, title="training questions", axis=alt.Axis(values=sizes, format="d", grid=False))
+        y = alt.Y("mean:Q", scale=alt.Scale(domain=domain, nice=False), title=f"mean {criterion}", axis=alt.Axis(tickCount=5))
+        base = _chart(rows).encode(x=x, color=color)
+        layers = [
+            _chart([{"level": level}]).mark_rule(color=_SOFT, strokeDash=[4, 3]).encode(y="level:Q"),
+            _chart([{"level": level, "name": f"{control.arm} (control)"}])
+            .mark_text(align="right", dy=-7, color=_SOFT)
+            .encode(x=alt.value("width"), y="level:Q", text="name:N"),
+            base.mark_rule(strokeWidth=3, opacity=0.4).encode(y="low:Q", y2="high:Q"),
+            base.mark_line(strokeWidth=2).encode(y=y),
+            _chart(single).mark_point(size=28, filled=False, strokeWidth=1.2).encode(x=x, y="seed_mean:Q", color=color),
+            base.mark_point(filled=True, size=80, opacity=1).encode(y=y, shape=shape),
+        ]
+        return alt.layer(*layers).properties(width=width, height=260)
+
+    return _figure(f"Mean {criterion} over training size.", draw)
+
+
+def length(analysis: Analysis) -> Figure:
+    """Words in an answer, mean by arm."""
+    rows = [{"arm": arm.arm, "words": arm.usage.words_mean} for arm in analysis.arms]
+
+    def draw(width: int) -> AnyChart:
+        y = alt.Y("arm:N", sort=[row["arm"] for row in rows], title=None)
+        x = alt.X("words:Q", title="words in an answer, mean", axis=alt.Axis(tickCount=5))
+        return _chart(rows).mark_bar(color=_ACCENT, size=12, opacity=0.75).encode(y=y, x=x).properties(width=width, height=alt.Step(_ROW))
+
+    return _figure("Mean words in an answer by arm.", draw)
+
+
+def abstention(analysis: Analysis) -> Figure:
+    """How often each arm abstained, apart for questions that have an answer and that have none."""
+    named = (("has an answer", "rate_answerable"), ("has none", "rate_unanswerable"))
+    rows = [{"arm": arm.arm, "question": name, "rate": getattr(arm.abstention, field)} for arm in analysis.arms for name, field in named]
+    shown = [name for name, field in named if any(getattr(arm.abstention, field) is not None for arm in analysis.arms)]
+    color, shape = _series(shown, "question")
+
+    def draw(width: int) -> AnyChart:
+        y = alt.Y("arm:N", sort=[arm.arm for arm in analysis.arms], title=None, axis=alt.Axis(grid=True))
+        axis = alt.Axis(tickCount=5, format=".0%", grid=False)
+        x = alt.X("rate:Q", scale=alt.Scale(domain=[0, 1]), title="abstained, where the question \u2026", axis=axis)
+        points = _chart([row for row in rows if row["question"] in shown]).mark_point(filled=True, size=75, opacity=0.9)
+        return points.encode(y=y, x=x, color=color, shape=shape).properties(width=width, height=alt.Step(_ROW))
+
+    return _figure("Share of answers in which each arm abstained.", draw)
+
+
+def retrieval(analysis: Analysis) -> Figure | None:
+    """Recall, reciprocal rank and nDCG over depth, with intervals; None without gold passages."""
+    if analysis.retrieval is None:
+        return None
+    names = {"recall": "recall", "mrr": "MRR", "ndcg": "nDCG"}
+    depths = sorted({metric.k for metric in analysis.retrieval.metrics})
+    places = {name: place for place, name in enumerate(names)}
+    rows: Rows = [
+        {
+            "metric": names[metric.name],
+            "k": depths.index(metric.k) + 0.08 * (places[metric.name] - 1),
+            "mean": metric.mean,
+            **_ends(metric.interval),
+        }
+        for metric in analysis.retrieval.metrics
+    ]
+    color, shape = _series(list(names.values()), "metric")
+
+    def draw(width: int) -> AnyChart:
+        expression = f"{depths}[round(datum.value)]"
+        axis = alt.Axis(values=list(range(len(depths))), labelExpr=expression, grid=False)
+        x = alt.X("k:Q", title="first k passages", axis=axis, scale=alt.Scale(domain=[-0.3, len(depths) - 0.7], nice=False))
+        y = alt.Y("mean:Q", scale=alt.Scale(domain=[0, 1]), title=None, axis=alt.Axis(tickCount=5, format=".1f"))
+        base = _chart(rows).encode(x=x, color=color)
+        layers = [
+            base.mark_rule(strokeWidth=3, opacity=0.4).encode(y="low:Q", y2="high:Q"),
+            base.mark_line(strokeWidth=1.5).encode(y=y),
+            base.mark_point(filled=True, size=70, opacity=1).encode(y=y, shape=shape),
+        ]
+        return alt.layer(*layers).properties(width=width, height=240)
+
+    return _figure("Retrieval quality over the number of passages.", draw)
+
+
+def _chart(rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
+    return alt.Chart(alt.Data(values=list(rows)))
+
+
+def _series(names: Sequence[str], field: Literal["family", "question", "metric"]) -> tuple[alt.Color, alt.Shape]:
+    """Colour and shape of series: both tell them apart, so that neither is needed alone. After six they repeat."""
+    repeats = range(len(names))
+    colors, shapes = [_SERIES[place % 6] for place in repeats], [_SHAPES[place % 6] for place in repeats]
+    return (
+        alt.Color(f"{field}:N", scale=alt.Scale(domain=list(names), range=colors)),
+        alt.Shape(f"{field}:N", scale=alt.Scale(domain=list(names), range=shapes)),
+    )
+
+
+def _ends(interval: Any) -> dict[str, float | None]:
+    return {"low": None, "high": None} if interval is None else {"low": interval.low, "high": interval.high}
+
+
+def _domain(values: Sequence[float | None]) -> list[float]:
+    """From the least to the greatest value, with a little room at both ends."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return [0.0, 1.0]
+    room = 0.06 * (max(known) - min(known)) or 0.5
+    return [min(known) - room, max(known) + room]
+
+
+def _figure(label: str, draw: Callable[[int], AnyChart]) -> Figure:
+    return Figure(label, _svg(draw(WIDE)), _svg(draw(NARROW)))
+
+
+def _svg(chart: AnyChart) -> Markup:
+    """Static SVG. Vega escapes the texts; nothing is fetched."""
+    spec = chart.to_dict()
+    # The given width is that of the whole drawing, labels included.
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    spec["padding"] = {"left": 6, "right": 8, "top": 4, "bottom": 4}
+    svg = vl_convert.vegalite_to_svg(spec, config=_CONFIG, allowed_base_urls=[])
+    return Markup(svg.replace("<svg ", '<svg aria-hidden="true" ', 1))  # noqa: S704  # made by Vega, which escapes every text

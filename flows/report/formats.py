@@ -1,0 +1,74 @@
+"""Numbers as people read them. Missing is a dash, never 0."""
+
+from __future__ import annotations
+
+import math
+
+from flows.analysis.bootstrap import Interval
+from flows.analysis.contrasts import Contrast
+from flows.analysis.verdict import effect
+
+MISSING = "\u2014"
+_MINUS = "\u2212"
+
+
+def number(value: float | None, decimals: int = 2) -> str:
+    """`-0.25` with a true minus sign."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = f"{value:,.{decimals}f}"
+    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", _MINUS)
+
+
+def interval(value: Interval | None, decimals: int = 2) -> str:
+    """`[-0.25, 0.10]`."""
+    return MISSING if value is None else f"[{number(value.low, decimals)}, {number(value.high, decimals)}]"
+
+
+def effect_text(contrast: Contrast, margin: float) -> str:
+    """Difference and interval, with as many decimals as keep the ends on their side of 0 and of the margin."""
+    return effect(contrast.difference, contrast.interval, margin).replace("-", _MINUS)
+
+
+def percent(value: float | None, decimals: int = 0) -> str:
+    """`25 %` of a share between 0 and 1."""
+    return MISSING if value is None else f"{number(100 * value, decimals)}\u202f%"
+
+
+def count(value: float | None) -> str:
+    """`1,234`."""
+    return number(value, 0)
+
+
+def duration(seconds: float | None) -> str:
+    """`3.2 s`, `41 min`, `2 h 5 min`."""
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def money(usd: float | None) -> str:
+    """US dollars; a dash where no price is known."""
+    if usd is None:
+        return MISSING
+    return f"{usd:,.2f} USD" if usd == 0 or usd >= 0.01 else f"{usd:.2g} USD"
+
+
+def probability(value: float | None) -> str:
+    """A p value: three decimals, or `< 0.001`."""
+    if value is None:
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def significant(value: float | None) -> str:
+    """Three significant digits, for values of any size."""
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.3g}".replace("-", _MINUS)
+
+
+def level(alpha: float) -> str:
+    """Coverage of the intervals, as `95 %`."""
+    return f"{100 * (1 - alpha):g}\u202f%"

@@ -1,0 +1,328 @@
+"""What a user writes: the keys of a spec, their meaning, range and default. Knows no file, no data and no service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from flows.records import Contestant
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSpec(_Part):
+    """A file of questions."""
+
+    reader: Literal["bioasq", "nq", "nq_open", "qasper", "table"] = Field(description="Format of the file.")
+    path: Path = Field(description="The file; may end in .gz.")
+    answers: Literal["exact", "ideal", "both"] | None = Field(None, description="BioASQ only: which answers are references.")
+    long_answers: bool | None = Field(None, description="nq only: take the long answer where there is no short one.")
+    limit: int | None = Field(None, ge=1, description="nq and nq_open only: read so many rows at most.")
+    columns: dict[str, str] | None = Field(None, description="table only: names of columns in the file, by the names that are expected.")
+
+
+def _one_or_many(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+class DataSpec(_Part):
+    """Questions and the documents that may answer them."""
+
+    sources: tuple[SourceSpec, ...] = Field(min_length=1, description="Files of questions; `reader` and `path` alone stand for one.")
+    corpus: Annotated[tuple[Path, ...], BeforeValidator(_one_or_many)] = Field(
+        (), description="Folders of .txt, .md, .html and .pdf files to retrieve from, beside the documents that sources bring."
+    )
+    test_items: int = Field(200, ge=2, description="Questions to test on; drawn by whole clusters.")
+    seed: int = Field(0, description="Seed of the split.")
+    on_leak: Literal["stop", "drop"] = Field("stop", description="What to do with training questions that are also test questions.")
+    near_duplicate: float = Field(
+        0.8, gt=0, le=1, description="Jaccard similarity of content words from which questions are near duplicates."
+    )
+    bad_rows: Literal["error", "skip"] = Field("error", description="What to do with broken rows.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_source(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "sources" not in value:
+            own = {key: value[key] for key in SourceSpec.model_fields if key in value}
+            rest = {key: value[key] for key in value if key not in own}
+            return rest | {"sources": [own]} if own else value
+        return value
+
+
+class ChunkSpec(_Part):
+    """How documents become passages."""
+
+    unit: Literal["paragraph", "tokens"] = Field("paragraph", description="One passage a paragraph, or windows of tokens.")
+    max_tokens: int = Field(200, ge=8, le=4096, description="Longest passage in tokens.")
+    overlap: int = Field(0, ge=0, description="Tokens shared by neighbouring windows; unit tokens only.")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> ChunkSpec:
+        if self.overlap >= self.max_tokens:
+            raise ValueError(f"overlap ({self.overlap}) must be smaller than max_tokens ({self.max_tokens})")
+        if self.overlap and self.unit == "paragraph":
+            raise ValueError("overlap goes with unit: tokens; paragraphs do not overlap")
+        return self
+
+
+class RetrievalSpec(_Part):
+    """How passages are found. One snapshot of the results serves all arms."""
+
+    encoder: str = Field("", description="Name or path of a sentence-transformers model; empty for the one that ships, all-MiniLM-L6-v2.")
+    mode: Literal["lexical", "dense", "hybrid"] = Field("hybrid", description="By words, by meaning, or both fused by rank.")
+    k: int = Field(5, ge=1, le=100, description="Passages shown with a question.")
+    window: int | None = Field(None, ge=1, description="Passages taken from each leg before fusion; default max(50, 5 k).")
+    fusion_k: int = Field(60, ge=1, description="Constant of reciprocal rank fusion.")
+    lexical_weight: float = Field(1.0, ge=0, description="Weight of the lexical leg.")
+    dense_weight: float = Field(1.0, ge=0, description="Weight of the dense leg.")
+    chunk: ChunkSpec = Field(ChunkSpec(), description="How documents become passages.")
+
+    @model_validator(mode="after")
+    def _window(self) -> RetrievalSpec:
+        if self.window is not None and self.window < self.k:
+            raise ValueError(f"window ({self.window}) must be at least k ({self.k})")
+        return self
+
+
+class ModelSpec(_Part):
+    """A base model."""
+
+    base: str = Field(min_length=1, description="Folder with safetensors weights (starts with . or /) or hub name.")
+
+
+class RaftSpec(_Part):
+    """RAFT (arXiv 2403.10131): the gold passage with a probability, among distractors."""
+
+    gold_probability: float = Field(0.8, ge=0, le=1, description="Share of examples that show the gold passage.")
+    distractors: int = Field(3, ge=0, le=50, description="Other passages shown.")
+    hard: bool = Field(True, description="Distractors are what retrieval finds; otherwise random passages.")
+    without_gold: Literal["abstain", "answer"] = Field("abstain", description="What to say when the gold passage is not shown.")
+
+
+class _RaftContext(_Part):
+    raft: RaftSpec
+
+
+class LoraSpec(_Part):
+    """Low-rank adapter."""
+
+    rank: int = Field(16, ge=1, le=512, description="Rank.")
+    alpha: float | None = Field(None, gt=0, description="Scale is alpha / rank; default twice the rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    target_modules: tuple[str, ...] = Field((), description="Modules to adapt; empty for all linear layers.")
+    rank_stabilized: bool = Field(False, description="Scale by alpha / sqrt(rank).")
+    dora: bool = Field(False, description="Weight decomposition.")
+    four_bit: bool = Field(False, description="Load the base in 4 bits (QLoRA); needs CUDA.")
+
+
+def _named_context(value: Any) -> Any:
+    return {"raft": {}} if value == "raft" else value
+
+
+_Context = Annotated[
+    Annotated[Literal["none", "gold", "retrieved"], Tag("context-name")] | Annotated[_RaftContext, Tag("context-settings")],
+    Discriminator(lambda value: "context-settings" if isinstance(value, dict | _RaftContext) else "context-name"),
+    BeforeValidator(_named_context),
+]
+
+
+class TrainingSpec(_Part):
+    """A family of adapters: one for each size and seed."""
+
+    model: str = Field(description="Name of a base under `models`.")
+    method: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
+    context: _Context = Field(
+        "none", description="What a training example shows beside the question: none, gold, retrieved, or raft with its settings."
+    )
+    sizes: tuple[int, ...] = Field(min_length=1, description="Training questions; smaller sets are part of larger ones.")
+    seeds: tuple[int, ...] = Field((1,), min_length=1, description="Training seeds.")
+    lora: LoraSpec = Field(LoraSpec(), description="The adapter.")
+    epochs: float | None = Field(None, gt=0, description="Passes over the data; default 3.")
+    max_steps: int | None = Field(None, ge=1, description="Steps instead of epochs.")
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
+    batch_size: int = Field(16, ge=1, description="Examples a step.")
+    micro_batch_size: int | None = Field(None, ge=1, description="Examples at once; must divide batch_size.")
+    max_length: int | None = Field(None, ge=8, description="Longest example in tokens; default the model's context.")
+    warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of steps over which the rate rises.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Course of the learning rate.")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> TrainingSpec:
+        if min(self.sizes) < 1 or len(set(self.sizes)) != len(self.sizes):
+            raise ValueError(f"sizes must be different positive numbers, not {list(self.sizes)}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ, not {list(self.seeds)}")
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("give epochs or max_steps, not both")
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")
+        return self
+
+    @property
+    def raft(self) -> RaftSpec | None:
+        """Settings of the RAFT context; None for the others."""
+        return self.context.raft if isinstance(self.context, _RaftContext) else None
+
+    @property
+    def context_name(self) -> str:
+        """none, gold, retrieved or raft."""
+        return self.context if isinstance(self.context, str) else "raft"
+
+
+class ArmSpec(_Part):
+    """What competes: a base or a family of adapters, with or without retrieval."""
+
+    model: str | None = Field(None, description="Name of a base under `models`; instead of `adapter`.")
+    adapter: str | None = Field(None, description="Name of a family under `training`; one arm for each size.")
+    rag: bool = Field(True, description="Show the retrieved passages.")
+    shots: int = Field(0, ge=0, le=64, description="Worked examples before the question, drawn once from the training pool.")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ArmSpec:
+        if (self.model is None) == (self.adapter is None):
+            raise ValueError("give either model or adapter")
+        return self
+
+
+class PromptSpec(_Part):
+    """How a question and its passages become a prompt; the same for training and asking."""
+
+    template: str = Field("plain/v1", description="Name of a template that ships, or a Jinja file (ends in .jinja).")
+    system: str | None = Field(None, description="System turn, instead of the template's own.")
+    abstentions: tuple[str, ...] = Field((), description="Further texts that mean `the passages do not say`.")
+    overflow: Literal["error", "cut"] = Field(
+        "cut", description="When a prompt is too long: an error, or leave out passages from the last on."
+    )
+
+
+class DecodingSpec(_Part):
+    """How answers are sampled."""
+
+    max_tokens: int = Field(64, ge=1, le=8192, description="Longest answer in tokens.")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus.")
+    samples: int = Field(1, ge=1, le=100, description="Answers to each question; more than 1 needs a temperature.")
+    seed: int = Field(0, ge=0, description="Seed of the first sample; the others count up.")
+    stop: tuple[str, ...] = Field((), max_length=8, description="Texts that end an answer.")
+
+    @model_validator(mode="after")
+    def _sampled(self) -> DecodingSpec:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples above 1 need a temperature above 0: greedy answers are all the same")
+        return self
+
+
+class JudgeSpec(_Part):
+    """What scores the answers."""
+
+    rubric: tuple[Literal["accuracy", "completeness"], ...] = Field(("accuracy", "completeness"), min_length=1, description="Criteria.")
+    engine: Literal["reference", "openai"] = Field("reference", description="Reference metrics without a language model, or G-Eval.")
+    model: str = Field("", description="Judge model as its endpoint names it; empty for the judge service's default.")
+    mode: Literal["samples", "token_probabilities"] = Field("samples", description="How a score is made from replies.")
+    runs: int | None = Field(None, ge=1, le=100, description="Runs an answer; default 1 for reference and token_probabilities, else 10.")
+    temperature: float | None = Field(None, ge=0, le=2, description="Temperature of the runs; default 1 in mode samples.")
+    seed: int | None = Field(None, description="Seed of the first run where the endpoint takes one.")
+    budget_usd: float | None = Field(None, gt=0, description="Judging stops before it costs more; what is done is kept.")
+
+    @model_validator(mode="after")
+    def _one_run(self) -> JudgeSpec:
+        if self.engine == "reference" and (self.runs or 1) > 1:
+            raise ValueError("the reference judge is deterministic: runs above 1 would repeat the same score")
+        return self
+
+
+class PrimarySpec(_Part):
+    """The one contrast that the verdict is about, named beforehand."""
+
+    arm: str = Field(description="Name of an arm.")
+    size: int | None = Field(None, description="Training size, where the arm has several.")
+    criterion: str = Field("accuracy", description="One of the rubric's criteria.")
+
+
+class AnalysisSpec(_Part):
+    """What is compared, and when a difference counts."""
+
+    control: str = Field(description="Arm that the others are compared with.")
+    primary: PrimarySpec = Field(description="The contrast that the verdict is about.")
+    margin: float = Field(0.1, ge=0, description="Largest loss that still counts as not worse, in points of the scale.")
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="Error rate; intervals are 1 - alpha.")
+    bootstrap: int = Field(10_000, ge=200, description="Resamples of clusters.")
+    seed: int = Field(0, description="Seed of the bootstrap.")
+
+
+class Spec(_Part):
+    """An experiment."""
+
+    name: Name = Field(description="Name of the experiment.")
+    data: DataSpec = Field(description="Questions and documents.")
+    retrieval: RetrievalSpec = Field(RetrievalSpec(), description="How passages are found.")
+    models: dict[Name, ModelSpec] = Field(min_length=1, description="Base models by name.")
+    training: dict[Name, TrainingSpec] = Field({}, description="Families of adapters by name.")
+    prompt: PromptSpec = Field(PromptSpec(), description="How a question and its passages become a prompt.")
+    decoding: DecodingSpec = Field(DecodingSpec(), description="How answers are sampled.")
+    arms: dict[Name, ArmSpec] = Field(min_length=2, description="What competes, by name.")
+    judge: JudgeSpec = Field(JudgeSpec(), description="What scores the answers.")
+    analysis: AnalysisSpec = Field(description="What is compared.")
+
+    def contestants(self) -> tuple[Contestant, ...]:
+        """Every arm, with one entry for each training size and seed."""
+        found = []
+        for family, arm in self.arms.items():
+            if arm.adapter is None:
+                found.append(Contestant(arm=family, family=family, model=arm.model or "", rag=arm.rag, shots=arm.shots))
+                continue
+            training = self.training[arm.adapter]
+            found.extend(
+                Contestant(
+                    arm=family if len(training.sizes) == 1 else f"{family}-{size}",
+                    family=family,
+                    model=training.model,
+                    adapter=arm.adapter,
+                    size=size,
+                    seed=seed,
+                    rag=arm.rag,
+                    shots=arm.shots,
+                )
+                for size in training.sizes
+                for seed in training.seeds
+            )
+        return tuple(found)
+
+    def primary_arm(self) -> str:
+        """Name of the primary arm as the report has it: `raft-1000`."""
+        primary = self.analysis.primary
+        arm = self.arms[primary.arm]
+        if arm.adapter is None or len(self.training[arm.adapter].sizes) == 1:
+            return primary.arm
+        return f"{primary.arm}-{primary.size}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSpec:
+    """A spec and where it came from."""
+
+    spec: Spec
+    path: Path
+
+    def resolve(self, path: Path) -> Path:
+        """A path of the spec, taken relative to the spec's folder."""
+        return (self.path.parent / path.expanduser()).resolve()
+
+    def base(self, name: str) -> str:
+        """Base of a model: an absolute folder, or a hub name."""
+        base = self.spec.models[name].base
+        return str(self.resolve(Path(base))) if is_folder(base) else base
+
+
+def is_folder(base: str) -> bool:
+    """Whether a base names a folder; otherwise it is a hub name."""
+    return base.startswith((".", "/", "~"))

@@ -1,0 +1,104 @@
+"""Stage 9: the page, and the same as JSON and tables beside it. Asks nobody."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import anyio.to_thread
+
+from flows.analysis.analyse import Analysis
+from flows.records import Answer, Judgement
+from flows.report.content import TrialReport
+from flows.report.export import export
+from flows.report.page import markdown
+from flows.stages.judge import Rubric
+from flows.stages.prepare import Prepared
+from flows.stages.serve import Proof
+from flows.stages.snapshot import Snapshot
+from flows.stages.train import TrainedAdapter
+from flows.trial import Trial
+
+_LIBRARIES = (
+    "tunetrial",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "lancedb",
+    "sentence-transformers",
+    "numpy",
+    "scipy",
+    "statsmodels",
+    "prefect",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All that a trial found."""
+
+    prepared: Prepared
+    snapshot: Snapshot | None
+    adapters: Sequence[TrainedAdapter]
+    answers: Sequence[Answer]
+    proofs: Sequence[Proof]
+    judgements: Sequence[Judgement]
+    rubrics: Sequence[Rubric]
+    analysis: Analysis
+
+
+async def report(trial: Trial, folder: Path, results: Results, times: Mapping[str, float]) -> str:
+    """Writes the report into the folder and returns its short form as Markdown."""
+    trial.progress.stage("report")
+    content = _content(trial, folder, results, times)
+    await anyio.to_thread.run_sync(export, content, folder)
+    trial.progress.finish("report", str(folder / "report.html"))
+    return markdown(content)
+
+
+def _content(trial: Trial, folder: Path, results: Results, times: Mapping[str, float]) -> TrialReport:
+    prepared = results.prepared
+    tested = {item.id for item in prepared.test}
+    hits = tuple(hit for hit in results.snapshot.hits if hit.item in tested) if results.snapshot else ()
+    gold = {item: passages for item, passages in prepared.gold.items() if item in tested}
+    wanted = {hit.passage for hit in hits} | {name for names in gold.values() for name in names}
+    inputs = trial.inputs()
+    return TrialReport(
+        name=trial.spec.name,
+        run_id=folder.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        stages=dict(times),
+        spec=trial.spec.model_dump(mode="json"),
+        spec_text=trial.loaded.path.read_text(encoding="utf-8"),
+        inputs={name: inputs[name] for name in ("files", "corpus", "bases")} | {"run": trial.run_key()},
+        counts=dict(prepared.counts),
+        leaks=[asdict(leak) for leak in prepared.leaks],
+        adapters=[asdict(adapter) for adapter in results.adapters],
+        proofs=[asdict(proof) for proof in results.proofs],
+        rubrics=[asdict(rubric) for rubric in results.rubrics],
+        template={"name": trial.template.name, **inputs["template"]},
+        contestants=trial.spec.contestants(),
+        items=prepared.test,
+        passages={passage.id: passage for passage in prepared.passages if passage.id in wanted},
+        gold=gold,
+        hits=hits,
+        answers=results.answers,
+        judgements=results.judgements,
+        analysis=results.analysis,
+        versions=_versions(),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

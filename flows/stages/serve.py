@@ -1,0 +1,70 @@
+"""Stage 5: every adapter in the generator, with the proof that it is applied. Asks the generator."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from tunetrial.generator.v1 import generator_pb2
+
+from flows.clients import Clients
+from flows.errors import UserError
+from flows.stages.train import TrainedAdapter
+from flows.trial import Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Evidence that an adapter is applied, in nats. `difference_from_manifest` is None when the trainer left no canaries."""
+
+    adapter: str
+    weights_sha256: str
+    canary_count: int
+    difference_from_base: float
+    base_noise: float
+    difference_from_manifest: float | None
+    tolerance: float
+
+
+async def serve_base(trial: Trial, model: str) -> str:
+    """The generator's name for a base of the spec. Raises UserError when it serves no such base."""
+    async with trial.services.use("generator") as clients:
+        listed = [entry async for entry in _models(clients)]
+    base = trial.loaded.base(model)
+    bases = [entry for entry in listed if entry.kind == generator_pb2.MODEL_KIND_BASE]
+    for entry in bases:
+        if entry.uri == base:
+            return entry.name
+    for entry in bases:
+        if entry.name in (model, base):
+            return entry.name
+    served = ", ".join(f"{entry.name} ({entry.uri})" for entry in bases) or "none"
+    raise UserError(f"models.{model}: the generator does not serve {base}; its base models: {served}")
+
+
+async def serve_adapter(trial: Trial, base: str, adapter: TrainedAdapter) -> Proof:
+    """Loads the adapter unless it is there already; the generator refuses one that is not applied."""
+    request = generator_pb2.LoadAdapterRequest(name=adapter.name, uri=adapter.uri, base=base)
+    async with trial.services.use("generator") as clients:
+        model = (await clients.generator.LoadAdapter(request, timeout=600)).model
+    proof = model.proof
+    return Proof(
+        adapter.name,
+        model.weights_sha256,
+        proof.canary_count,
+        proof.difference_from_base,
+        proof.base_noise,
+        proof.difference_from_manifest if proof.HasField("difference_from_manifest") else None,
+        proof.tolerance,
+    )
+
+
+async def _models(clients: Clients) -> AsyncIterator[generator_pb2.Model]:
+    token = ""
+    while True:
+        page = await clients.generator.ListModels(generator_pb2.ListModelsRequest(page_token=token), timeout=60)
+        for model in page.models:
+            yield model
+        token = page.next_page_token
+        if not token:
+            return

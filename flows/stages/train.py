@@ -1,0 +1,193 @@
+"""Stage 4: one adapter for each family, size and seed. Asks the trainer, which keeps the jobs; a job that was done is not done again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunetrial.trainer.v1 import trainer_pb2
+
+from flows.data.training_set import TrainingContext, training_set
+from flows.errors import TrialError
+from flows.records import Example, Hit
+from flows.spec import TrainingSpec
+from flows.stages.prepare import Prepared
+from flows.stages.snapshot import Snapshot
+from flows.store import digest
+from flows.trial import Trial
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterKey:
+    """What tells the adapters of a trial apart."""
+
+    family: str
+    size: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedAdapter:
+    """A finished adapter and what training said about it."""
+
+    family: str
+    size: int
+    seed: int
+    name: str
+    """Its name with the trainer and the generator, unique to what went into it."""
+    uri: str
+    weights_sha256: str
+    final_loss: float
+    trained_tokens: int
+    training_s: float
+    examples: int
+    truncated: int
+    masked: int
+    short: int
+    """Examples with fewer distractors than asked for."""
+
+
+async def train(trial: Trial, prepared: Prepared, snapshot: Snapshot | None) -> dict[AdapterKey, TrainedAdapter]:
+    """All adapters that arms of the spec use."""
+    wanted = [
+        AdapterKey(family, size, seed)
+        for family in sorted({arm.adapter for arm in trial.spec.arms.values() if arm.adapter is not None})
+        for size in trial.spec.training[family].sizes
+        for seed in trial.spec.training[family].seeds
+    ]
+    if not wanted:
+        return {}
+    trial.progress.stage("train", len(wanted))
+    running = [asyncio.create_task(_one(trial, prepared, snapshot, key)) for key in wanted]
+    try:
+        adapters = await asyncio.gather(*running)
+    except BaseException:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        raise
+    trial.progress.finish("train", f"{len(wanted)} adapters")
+    return dict(zip(wanted, adapters, strict=True))
+
+
+async def _one(trial: Trial, prepared: Prepared, snapshot: Snapshot | None, key: AdapterKey) -> TrainedAdapter:
+    training = trial.spec.training[key.family]
+    examples, short = _examples(trial, prepared, snapshot, training, key.size)
+    template = trial.template
+    rows = [
+        {"messages": template.turns(row.question, [prepared.by_id[name] for name in row.passages], answer=row.answer)} for row in examples
+    ]
+    recipe = training.model_dump(mode="json", exclude={"model", "context", "sizes", "seeds"})
+    rows_key = digest(rows)
+    inputs = {"version": VERSION, "base": trial.base_identity(training.model), "rows": rows_key, "recipe": recipe, "seed": key.seed}
+    address = digest(inputs)
+    name = f"{key.family}-{key.size}-s{key.seed}-{address[:10]}"
+    known = _known(trial, address, key)
+    if known is None:
+        dataset = trial.store.write_lines("training-sets", rows_key, "train.jsonl", rows)
+        spec = trainer_pb2.TrainingSpec(
+            adapter_name=name, base=trial.loaded.base(training.model), dataset_uri=dataset, seed=key.seed, sft=_method(training)
+        )
+        known = replace(await _job(trial, spec, address, key), short=short)
+        trial.store.write_json("adapters", address, "adapter.json", asdict(known))
+        trial.store.finish("adapters", address, inputs)
+    trial.progress.advance("train", note=name)
+    return known
+
+
+def _known(trial: Trial, address: str, key: AdapterKey) -> TrainedAdapter | None:
+    if not trial.store.has("adapters", address):
+        return None
+    # Identical jobs of two families are trained once; the names are those of the asker.
+    found = TrainedAdapter(**trial.store.read_json("adapters", address, "adapter.json"))
+    if found.uri.startswith("/") and not (Path(found.uri) / "adapter_model.safetensors").is_file():
+        return None
+    return replace(found, family=key.family, size=key.size, seed=key.seed)
+
+
+def _examples(
+    trial: Trial, prepared: Prepared, snapshot: Snapshot | None, training: TrainingSpec, size: int
+) -> tuple[tuple[Example, ...], int]:
+    raft = training.raft
+    context = TrainingContext(kind=training.context_name)  # type: ignore[arg-type]  # one of its names, checked by the spec
+    if raft is not None:
+        context = TrainingContext(
+            "raft",
+            gold_probability=raft.gold_probability,
+            distractors=raft.distractors,
+            distractor_source="retrieved" if raft.hard else "random",
+            without_gold=raft.without_gold,
+        )
+    made = training_set(
+        prepared.pool[:size],
+        context,
+        passages=prepared.by_id,
+        gold=prepared.gold,
+        hits=_hits(snapshot, training),
+        abstention=trial.template.abstentions[0],
+        seed=trial.spec.data.seed,
+    )
+    return made.examples, made.short_count
+
+
+def _hits(snapshot: Snapshot | None, training: TrainingSpec) -> Mapping[str, tuple[Hit, ...]]:
+    if snapshot is None:
+        return {}
+    if training.context_name != "retrieved":
+        return snapshot.by_item
+    return {item: hits[: snapshot.k] for item, hits in snapshot.by_item.items()}
+
+
+def _method(training: TrainingSpec) -> trainer_pb2.SupervisedFineTuning:
+    optimization: dict[str, Any] = {
+        "learning_rate": training.learning_rate,
+        "batch_size": training.batch_size,
+        "warmup_ratio": training.warmup_ratio,
+        "weight_decay": training.weight_decay,
+        "schedule": training.schedule,
+        **{name: getattr(training, name) for name in ("epochs", "max_steps", "micro_batch_size", "max_length")},
+    }
+    lora = {name: value for name, value in training.lora.model_dump().items() if value is not None}
+    return trainer_pb2.SupervisedFineTuning(
+        lora=trainer_pb2.Lora(**lora),
+        optimization=trainer_pb2.Optimization(**{name: value for name, value in optimization.items() if value is not None}),
+    )
+
+
+async def _job(trial: Trial, spec: trainer_pb2.TrainingSpec, address: str, key: AdapterKey) -> TrainedAdapter:
+    async with trial.services.use("trainer") as clients:
+        created = await clients.trainer.CreateTrainingJob(trainer_pb2.CreateTrainingJobRequest(spec=spec, request_id=address), timeout=120)
+        job = created.job
+        if job.state in (trainer_pb2.JOB_STATE_FAILED, trainer_pb2.JOB_STATE_CANCELLED):
+            # The request was tried before and did not end well: it is new work now.
+            again = trainer_pb2.CreateTrainingJobRequest(spec=spec)
+            job = (await clients.trainer.CreateTrainingJob(again, timeout=120)).job
+        async for update in clients.trainer.WatchTrainingJob(trainer_pb2.WatchTrainingJobRequest(id=job.id)):
+            job = update.job
+            progress = job.progress
+            if progress.step_count:
+                trial.progress.advance("train", 0, note=f"{spec.adapter_name} step {progress.step}/{progress.step_count}")
+        if job.state != trainer_pb2.JOB_STATE_SUCCEEDED:
+            state = trainer_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+            raise TrialError(f"training of {spec.adapter_name} {state}: {job.error or 'no reason given'}")
+        adapter = (await clients.trainer.GetAdapter(trainer_pb2.GetAdapterRequest(name=job.adapter), timeout=60)).adapter
+    return TrainedAdapter(
+        key.family,
+        key.size,
+        key.seed,
+        adapter.name,
+        adapter.uri,
+        adapter.weights_sha256,
+        adapter.final_loss,
+        adapter.trained_tokens,
+        adapter.training_s,
+        adapter.dataset.example_count,
+        adapter.dataset.truncated_count,
+        adapter.dataset.masked_count,
+        0,
+    )

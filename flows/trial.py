@@ -1,0 +1,67 @@
+"""What every stage of one trial shares. Knows no stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.clients import addresses_from_environment
+from flows.connections import Services
+from flows.fingerprint import Fingerprints
+from flows.local_stack import LocalStack, running_stack
+from flows.progress import Progress
+from flows.prompting import Template, load_template
+from flows.spec import LoadedSpec, Spec, is_folder
+from flows.store import Store, digest
+
+
+class Trial:
+    """A spec with the store that keeps its results, the services that do its work, and whoever listens to its progress."""
+
+    def __init__(self, loaded: LoadedSpec, home: Path, store: Store, services: Services, progress: Progress) -> None:
+        self.loaded, self.home, self.store, self.services, self.progress = loaded, home, store, services, progress
+        self.fingerprints = Fingerprints(home / "fingerprints.json")
+
+    @property
+    def spec(self) -> Spec:
+        """What the user wrote."""
+        return self.loaded.spec
+
+    @property
+    def template(self) -> Template:
+        """The prompt template of all arms."""
+        return load_template(self.spec.prompt, self.loaded.path.parent)
+
+    def base_identity(self, model: str) -> str:
+        """What stands for a base in the keys of artifacts: the hash of its files, or its hub name."""
+        base = self.loaded.base(model)
+        return self.fingerprints.model(Path(base)) if is_folder(base) else f"hub:{base}"
+
+    def inputs(self) -> Mapping[str, Any]:
+        """All that the results depend on: the spec and the contents of every file that it names. UserError when one cannot be read."""
+        data = self.spec.data
+        files = {str(source.path): self.fingerprints.file(self.loaded.resolve(source.path)) for source in data.sources}
+        folders = {str(path): self.fingerprints.folder(self.loaded.resolve(path)) for path in data.corpus}
+        bases = {name: self.base_identity(name) for name in self.spec.models}
+        template = self.template
+        return {
+            "spec": self.spec.model_dump(mode="json"),
+            "files": files,
+            "corpus": folders,
+            "bases": bases,
+            "template": {"user": template.user, "system": template.system, "abstentions": list(template.abstentions)},
+        }
+
+    def run_key(self) -> str:
+        """Address of the whole trial."""
+        return digest(self.inputs())
+
+
+def open_trial(loaded: LoadedSpec, home: Path, progress: Progress) -> Trial:
+    """The trial of a spec, with services by address, of a running stack, or of a stack of its own that starts at the first need."""
+    addresses = addresses_from_environment() or running_stack(home)
+    models = {name: loaded.base(name) for name in loaded.spec.models}
+    folders = tuple(Path(base) for base in models.values() if is_folder(base))
+    services = Services(addresses) if addresses else Services({}, LocalStack(home, models, folders))
+    return Trial(loaded, home, Store(str(home / "store")), services, progress)

@@ -1,0 +1,140 @@
+"""Reads everything that a trial would read and contacts everything that it would ask, but spends nothing. Says what a run would cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+from flows.clients import SERVICES
+from flows.data.chunk import word_spans
+from flows.errors import TrialError, UserError
+from flows.spec import Spec
+from flows.stages.prepare import Prepared, prepare
+from flows.stages.serve import serve_base
+from flows.trial import Trial
+
+# Model tokens to one word or mark of English text; tokenizers of large models need fewer, small vocabularies more.
+_TOKENS_A_WORD = 1.3
+# What one core of a laptop does with a model of 3 million parameters; larger models and GPUs are other worlds, so this is the quickstart's.
+_ANSWERS_A_SECOND, _TRAINED_TOKENS_A_SECOND, _SCORES_A_SECOND = 25.0, 4000.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run would ask for; results that are in the store already are not taken off. Tokens and time are estimates."""
+
+    training_jobs: int
+    training_tokens: int
+    answers: int
+    answer_tokens: int
+    judgements: int
+    judge_tokens: int
+    minutes_on_a_laptop: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong, and whether a run would stop because of it."""
+
+    where: str
+    problem: str
+
+
+async def findings(trial: Trial, *, contact: bool) -> tuple[list[Finding], Prepared | None]:
+    """Every problem that can be found without spending anything; data that could be prepared come with it."""
+    found = [*_files(trial)]
+    prepared: Prepared | None = None
+    if not found:
+        try:
+            prepared = await prepare(trial)
+            found += _sizes(trial.spec, prepared)
+        except UserError as error:
+            found.append(Finding("data", str(error)))
+    if contact:
+        found += [finding async for finding in _services(trial, bases_readable=not any(f.where.startswith("models.") for f in found))]
+    return found, prepared
+
+
+def _files(trial: Trial) -> Iterator[Finding]:
+    spec, resolve = trial.spec, trial.loaded.resolve
+    for number, source in enumerate(spec.data.sources):
+        path = resolve(source.path)
+        if not path.is_file():
+            yield Finding(f"data.sources.{number}.path", f"{path}: no such file")
+    for folder in spec.data.corpus:
+        if not resolve(folder).is_dir():
+            yield Finding("data.corpus", f"{resolve(folder)}: no such folder")
+    for name in spec.models:
+        try:
+            trial.base_identity(name)
+        except UserError as error:
+            yield Finding(f"models.{name}.base", str(error))
+    try:
+        _ = trial.template
+    except UserError as error:
+        yield Finding("prompt.template", str(error))
+    encoder = spec.retrieval.encoder
+    if encoder.startswith((".", "/")) and not (resolve_encoder := trial.loaded.path.parent / encoder).is_dir():
+        yield Finding("retrieval.encoder", f"{resolve_encoder}: no such folder")
+
+
+def _sizes(spec: Spec, prepared: Prepared) -> Iterator[Finding]:
+    clusters = prepared.counts["test_clusters"]
+    fewest = math.ceil(1 - math.log2(spec.analysis.alpha))
+    if clusters < fewest:
+        yield Finding(
+            "data.test_items",
+            f"the test questions come from {clusters} clusters; an interval at {1 - spec.analysis.alpha:.0%} needs {fewest} or more",
+        )
+    for name, training in spec.training.items():
+        smallest = min(training.sizes)
+        if training.batch_size > smallest:
+            yield Finding(f"training.{name}.batch_size", f"{training.batch_size} is more than the smallest training set ({smallest})")
+
+
+async def _services(trial: Trial, *, bases_readable: bool) -> AsyncIterator[Finding]:
+    for service in SERVICES:
+        try:
+            async with trial.services.use(service) as clients:
+                if not await clients.serving(service):
+                    yield Finding(service, "answers, but says that it is not ready to work")
+        except TrialError as error:
+            yield Finding(service, str(error))
+            continue
+        if service == "generator" and bases_readable:
+            for name in trial.spec.models:
+                try:
+                    await serve_base(trial, name)
+                except TrialError as error:
+                    yield Finding(f"models.{name}", str(error))
+
+
+def cost(spec: Spec, prepared: Prepared) -> Cost:
+    """What a run would ask for."""
+    words = [len(word_spans(passage.text)) for passage in prepared.passages] or [0]
+    shown = spec.retrieval.k * sum(words) / len(words) * _TOKENS_A_WORD
+    question = _mean(len(word_spans(item.question)) for item in prepared.test) * _TOKENS_A_WORD
+    reply = _mean(len(word_spans(item.references[0])) for item in prepared.test) * _TOKENS_A_WORD
+    jobs, trained = 0, 0.0
+    for training in spec.training.values():
+        context = 0.0 if training.context_name == "none" else shown
+        for size in training.sizes:
+            epochs = training.epochs or (training.max_steps * training.batch_size / size if training.max_steps else 3.0)
+            jobs += len(training.seeds)
+            trained += len(training.seeds) * size * epochs * (context + question + reply)
+    contestants = spec.contestants()
+    per_arm = len(prepared.test) * spec.decoding.samples
+    asked = sum(per_arm * ((shown if one.rag else 0) * (1 + one.shots) + question * (1 + one.shots) + reply) for one in contestants)
+    answers = per_arm * len(contestants)
+    runs = (spec.judge.runs or (10 if spec.judge.mode == "samples" else 1)) if spec.judge.engine == "openai" else 1
+    judgements = answers * len(spec.judge.rubric) * runs
+    # A prompt of about 350 tokens of instructions around question, references and answer.
+    judged = 0.0 if spec.judge.engine == "reference" else judgements * (350 + question + 2 * reply)
+    seconds = answers / _ANSWERS_A_SECOND + trained / _TRAINED_TOKENS_A_SECOND + judgements / _SCORES_A_SECOND + 15 * jobs + 60
+    return Cost(jobs, round(trained), answers, round(asked), judgements, round(judged), round(seconds / 60, 1))
+
+
+def _mean(counts: Iterator[int]) -> float:
+    values = list(counts)
+    return sum(values) / max(1, len(values))
