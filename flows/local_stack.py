@@ -136,7 +136,7 @@ class LocalStack:
             "TOKENIZERS_PARALLELISM": "false",
         }
         if service in ("generator", "trainer"):
-            own["TUNETRIAL_MODELS"] = json.dumps(dict(self._models))
+            own["TUNETRIAL_MODELS"] = ",".join(f"{name}={base}" for name, base in self._models.items())
         if service == "generator":
             own["TUNETRIAL_RETRIEVER_ADDRESS"] = f"127.0.0.1:{self._ports['retriever']}"
         if service == "trainer":

@@ -81,11 +81,13 @@ async def judge(trial: Trial, prepared: Prepared, answers: Sequence[Answer]) -> 
 
 async def _rubric(trial: Trial, criterion: str) -> Rubric:
     spec = trial.spec.judge
-    request = judge_pb2.CreateRubricRequest(criterion=criterion, engine=_ENGINES[spec.engine], model=spec.model, mode=_MODES[spec.mode])
-    if spec.temperature is not None:
-        request.temperature = spec.temperature
-    if spec.runs is not None:
-        request.run_count = spec.runs
+    request = judge_pb2.CreateRubricRequest(criterion=criterion, engine=_ENGINES[spec.engine])
+    if spec.engine == "openai":
+        request.model, request.mode = spec.model, _MODES[spec.mode]
+        if spec.temperature is not None:
+            request.temperature = spec.temperature
+        if spec.runs is not None:
+            request.run_count = spec.runs
     inputs = {"version": VERSION, "request": MessageToDict(request, preserving_proto_field_name=True)}
     key = digest(inputs)
     if not trial.store.has("rubrics", key):

@@ -15,7 +15,7 @@ from flows.analysis.analyse import Analysis
 from flows.records import Answer, Judgement
 from flows.report.content import TrialReport
 from flows.report.export import export
-from flows.report.page import markdown
+from flows.report.markdown import markdown
 from flows.stages.judge import Rubric
 from flows.stages.prepare import Prepared
 from flows.stages.serve import Proof

@@ -173,9 +173,11 @@ async def start(service: Service, settings: ServerSettings) -> tuple[grpc.aio.Se
     """A started server, its port and its health, which says NOT_SERVING until told otherwise. Raises OSError when the address is taken."""
     tokens = Tokens.read(settings.token_file) if settings.token_file else None
     admin = frozenset(f"/{service.name}/{rpc}" for rpc in service.admin_rpcs)
-    from opentelemetry.instrumentation.grpc import aio_server_interceptor  # noqa: PLC0415  after telemetry is set up
+    from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters  # noqa: PLC0415  after telemetry is set up
 
-    tracing = aio_server_interceptor()  # type: ignore[no-untyped-call]  # the library ships no types
+    # The instrumentation cannot wrap health's Watch, which writes to its context; probes would only be noise in traces anyhow.
+    traced = filters.negate(filters.health_check())
+    tracing = aio_server_interceptor(filter_=traced)  # type: ignore[no-untyped-call]  # the library ships no types
 
     server = grpc.aio.server(
         interceptors=[tracing, _Interceptor(tokens, admin, settings.max_call_s, telemetry.CallMeter())],
@@ -216,10 +218,11 @@ async def serve(service: Service, settings: ServerSettings, prepare: Callable[[]
     if prepare is not None:
         prepared = asyncio.ensure_future(prepare())
         await asyncio.wait((prepared, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if prepared.done():
-            prepared.result()
-        else:
+        if not prepared.done():
             prepared.cancel()
+        elif prepared.exception() is not None:
+            await server.stop(None)
+            prepared.result()
     if not stop.is_set():
         for name in ("", service.name):
             await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
