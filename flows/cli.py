@@ -96,7 +96,9 @@ def run(spec: SpecPath, home: Home = _HOME, runs: Runs = _RUNS, as_json: Json = 
 
 def _run_flow(name: str, spec: Path, home: Path, runs: Path, *, quiet: bool) -> Outcome:
     _quiet_prefect(home)
-    from flows.experiment import LISTENER, experiment  # noqa: PLC0415  imports Prefect, which reads its environment then
+    from prefect.exceptions import TerminationSignal  # noqa: PLC0415  Prefect reads its environment when imported
+
+    from flows.experiment import LISTENER, experiment  # noqa: PLC0415
 
     with printing.listener(err, quiet=quiet) as listener:
 
@@ -104,7 +106,19 @@ def _run_flow(name: str, spec: Path, home: Path, runs: Path, *, quiet: bool) -> 
             LISTENER.set(listener)
             return await experiment(name, str(spec), str(home), str(runs))
 
-        return asyncio.run(work())
+        try:
+            return asyncio.run(work())
+        except TerminationSignal:
+            raise Terminated from None
+
+
+class Terminated(TrialError):
+    """The process was asked to end."""
+
+    exit_code = 143
+
+    def __init__(self) -> None:
+        super().__init__("asked to end by SIGTERM; run the same command again to go on where it was")
 
 
 @app.command(epilog="Example: `tunetrial validate my-trial.yaml --json`")

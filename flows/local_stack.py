@@ -120,6 +120,7 @@ class LocalStack:
                 stderr=log,
                 start_new_session=True,
             )
+        (folder / "pid").write_text(str(self._children[service].pid), encoding="ascii")
 
     def _environment(self, service: str, folder: Path) -> dict[str, str]:
         own = {

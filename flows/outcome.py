@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from flows.analysis.analyse import Analysis
     from flows.stages.train import TrainedAdapter
 
-_PASSES = ("BETTER", "NON_INFERIOR")
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -41,6 +39,8 @@ class Outcome:
         cls, analysis: Analysis, folder: Path, key: str, seconds: float, adapters: Iterable[TrainedAdapter], finished: datetime
     ) -> Outcome:
         """From the analysis of a trial."""
+        from flows.report.content import gate_passes  # noqa: PLC0415  brings the statistics, which reading an outcome does not need
+
         totals = analysis.totals
         counted = totals.prompt_tokens + totals.completion_tokens + totals.judge_prompt_tokens + totals.judge_completion_tokens
         costs = (totals.cost_usd, totals.judge_cost_usd)
@@ -51,7 +51,7 @@ class Outcome:
             sentence=analysis.primary.sentence,
             verdict=analysis.primary.verdict.value,
             also=tuple(contrast.short for contrast in analysis.contrasts if not contrast.primary),
-            gate="pass" if analysis.primary.verdict in _PASSES else "fail",
+            gate="pass" if gate_passes(analysis.primary) else "fail",
             seconds=seconds,
             tokens=counted,
             trained_tokens=sum(adapter.trained_tokens for adapter in adapters),

@@ -6,8 +6,9 @@ Every chart stands beside a table with the same numbers, so its own elements car
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import altair as alt
@@ -23,6 +24,8 @@ from flows.report.formats import effect_text
 WIDE, NARROW = 520, 340
 """Width in CSS pixels: half of the page on a wide screen, all of it on a phone."""
 _ROW = 26
+_LETTER = 6.5
+"""Mean width of a letter in the charts' text."""
 
 _INK, _SOFT, _LINE, _ACCENT = "var(--ink)", "var(--soft)", "var(--line)", "var(--accent)"
 _SERIES = tuple(f"var(--series-{place})" for place in range(1, 7))
@@ -58,6 +61,7 @@ _CONFIG: dict[str, Any] = {
         "orient": "top",
         "title": None,
         "symbolSize": 70,
+        "symbolOpacity": 1,
         "labelLimit": 160,
         "offset": 4,
         "padding": 2,
@@ -76,7 +80,6 @@ class Figure:
 
 
 Rows = list[dict[str, Any]]
-AnyChart = alt.Chart | alt.LayerChart
 
 
 def scores(analysis: Analysis, criterion: str) -> Figure:
@@ -91,19 +94,15 @@ def scores(analysis: Analysis, criterion: str) -> Figure:
     order = [row["arm"] for row in rows]
     domain = _domain([row[key] for row in rows for key in ("mean", "low", "high")] + [row["seed_mean"] for row in seeds])
     color = alt.Color("role:N", legend=None, scale=alt.Scale(domain=["control", "primary", "other"], range=[_SOFT, _ACCENT, _INK]))
-
-    def draw(width: int) -> AnyChart:
-        y = alt.Y("arm:N", sort=order, title=None)
-        x = alt.X("mean:Q", scale=alt.Scale(domain=domain, nice=False), title=f"mean {criterion}", axis=alt.Axis(tickCount=5))
-        base = _chart(rows).encode(y=y, color=color)
-        layers = [
-            base.mark_rule(strokeWidth=3, opacity=0.45).encode(x="low:Q", x2="high:Q"),
-            _chart(seeds).mark_tick(thickness=1.5, size=13, color=_SOFT).encode(y=y, x="seed_mean:Q"),
-            base.mark_point(filled=True, size=75, opacity=1).encode(x=x),
-        ]
-        return alt.layer(*layers).properties(width=width, height=alt.Step(_ROW))
-
-    return _figure(f"Mean {criterion} of every arm with its interval.", draw)
+    y = alt.Y("arm:N", sort=order, title=None)
+    x = partial(_x, domain, f"mean {criterion}")
+    base = _chart(rows).encode(y=y, color=color)
+    layers = [
+        base.mark_rule(strokeWidth=3, opacity=0.45).encode(x=x("low"), x2="high:Q"),
+        _chart(seeds).mark_tick(thickness=1.5, size=13, color=_SOFT).encode(y=y, x=x("seed_mean")),
+        base.mark_point(filled=True, size=75, opacity=1).encode(x=x("mean")),
+    ]
+    return _figure(f"Mean {criterion} of every arm with its interval.", alt.layer(*layers), alt.Step(_ROW))
 
 
 def forest(contrasts: Sequence[Contrast], margin: float, *, primary_only: bool = False) -> Figure:
@@ -126,30 +125,30 @@ def forest(contrasts: Sequence[Contrast], margin: float, *, primary_only: bool =
     first = contrasts[0]
     color = alt.Color("verdict:N", legend=None, scale=alt.Scale(domain=list(_VERDICTS), range=[entry[0] for entry in _VERDICTS.values()]))
     shape = alt.Shape("verdict:N", legend=None, scale=alt.Scale(domain=list(_VERDICTS), range=[entry[1] for entry in _VERDICTS.values()]))
-
-    def draw(width: int) -> AnyChart:
-        y = alt.Y("arm:N", sort=[row["arm"] for row in rows], axis=None)
-        axis = alt.Axis(tickCount=5, title=f"{first.criterion}: difference from {first.control}")
-        x = alt.X("difference:Q", scale=alt.Scale(domain=domain, nice=False), axis=axis)
-        base = _chart(rows).encode(y=y, color=color)
-        edges = [{"edge": 0.0, "dash": "zero"}, {"edge": -margin, "dash": "margin"}]
-        dash = alt.StrokeDash("dash:N", legend=None, scale=alt.Scale(domain=["zero", "margin"], range=[[1, 0], [4, 3]]))
-        layers = [
-            _chart([{"from": -margin, "to": 0.0}]).mark_rect(color="var(--band)", opacity=1).encode(x="from:Q", x2="to:Q"),
-            _chart(edges).mark_rule(color=_SOFT).encode(x="edge:Q", strokeDash=dash),
-            base.mark_rule(strokeWidth=1).encode(x="all_low:Q", x2="all_high:Q"),
-            base.mark_rule(strokeWidth=4, opacity=0.5).encode(x="low:Q", x2="high:Q"),
-            base.mark_point(filled=True, size=90, opacity=1).encode(x=x, shape=shape),
+    y = alt.Y("arm:N", sort=[row["arm"] for row in rows], axis=None)
+    x = partial(_x, domain, f"{first.criterion}: difference from {first.control}")
+    base = _chart(rows).encode(y=y, color=color)
+    edges = [{"edge": 0.0, "dash": "zero"}, {"edge": -margin, "dash": "margin"}]
+    dash = alt.StrokeDash("dash:N", legend=None, scale=alt.Scale(domain=["zero", "margin"], range=[[1, 0], [4, 3]]))
+    layers = [
+        _chart([{"from": -margin, "to": 0.0}]).mark_rect(color="var(--band)", opacity=1).encode(x=x("from"), x2="to:Q"),
+        _chart(edges).mark_rule(color=_SOFT).encode(x=x("edge"), strokeDash=dash),
+        base.mark_rule(strokeWidth=1).encode(x=x("all_low"), x2="all_high:Q"),
+        base.mark_rule(strokeWidth=4, opacity=0.5).encode(x=x("low"), x2="high:Q"),
+        base.mark_point(filled=True, size=90, opacity=1).encode(x=x("difference"), shape=shape),
+    ]
+    row = 36
+    if not primary_only:
+        # Arm and effect share a line where the longest of each fit a phone; else they take one each.
+        stacked = _LETTER * (max(len(entry["title"]) for entry in rows) + max(len(entry["text"]) for entry in rows)) > NARROW
+        row = 60 if stacked else 46
+        effect = {"x": alt.value(0 if stacked else "width"), "text": "text:N"}
+        layers += [
+            _chart(rows).mark_text(align="left", dy=-30 if stacked else -15, fontWeight="bold").encode(x=alt.value(0), y=y, text="title:N"),
+            base.mark_text(align="left" if stacked else "right", dy=-15).encode(**effect),
         ]
-        if not primary_only:
-            head = {"baseline": "middle", "dy": -15, "fontSize": 12}
-            layers += [
-                _chart(rows).mark_text(align="left", fontWeight="bold", **head).encode(x=alt.value(0), y=y, text="title:N"),
-                base.mark_text(align="right", **head).encode(x=alt.value("width"), text="text:N"),
-            ]
-        return alt.layer(*layers).properties(width=width, height=alt.Step(36 if primary_only else 46))
-
-    return _figure(f"Difference of each arm from {first.control} on {first.criterion}, with intervals and the margin.", draw)
+    label = f"Difference of each arm from {first.control} on {first.criterion}, with intervals and the margin."
+    return _figure(label, alt.layer(*layers), alt.Step(row))
 
 
 def curve(curves: Sequence[Curve], analysis: Analysis) -> Figure:
@@ -175,37 +174,30 @@ def curve(curves: Sequence[Curve], analysis: Analysis) -> Figure:
     sizes = sorted({point.size for line in curves for point in line.points})
     domain = _domain([row[key] for row in rows for key in ("mean", "low", "high")] + [row["seed_mean"] for row in single] + [level])
     color, shape = _series([line.family for line in curves], "family")
-
-    def draw(width: int) -> AnyChart:
-        reach = alt.Scale(type="log", domain=[sizes[0] / 1.25, sizes[-1] * 1.25], nice=False)
-        x = alt.X("size:Q", scale=reach, title="training questions", axis=alt.Axis(values=sizes, format="d", grid=False))
-        y = alt.Y("mean:Q", scale=alt.Scale(domain=domain, nice=False), title=f"mean {criterion}", axis=alt.Axis(tickCount=5))
-        base = _chart(rows).encode(x=x, color=color)
-        layers = [
-            _chart([{"level": level}]).mark_rule(color=_SOFT, strokeDash=[4, 3]).encode(y="level:Q"),
-            _chart([{"level": level, "name": f"{control.arm} (control)"}])
-            .mark_text(align="right", dy=-7, color=_SOFT)
-            .encode(x=alt.value("width"), y="level:Q", text="name:N"),
-            base.mark_rule(strokeWidth=3, opacity=0.4).encode(y="low:Q", y2="high:Q"),
-            base.mark_line(strokeWidth=2).encode(y=y),
-            _chart(single).mark_point(size=28, filled=False, strokeWidth=1.2).encode(x=x, y="seed_mean:Q", color=color),
-            base.mark_point(filled=True, size=80, opacity=1).encode(y=y, shape=shape),
-        ]
-        return alt.layer(*layers).properties(width=width, height=260)
-
-    return _figure(f"Mean {criterion} over training size.", draw)
+    reach = alt.Scale(type="log", domain=[sizes[0] / 1.25, sizes[-1] * 1.25], nice=False)
+    x = alt.X("size:Q", scale=reach, title="training questions", axis=alt.Axis(values=sizes, format="d", grid=False))
+    y = partial(_y, domain, f"mean {criterion}")
+    base = _chart(rows).encode(x=x, color=color)
+    layers = [
+        _chart([{"level": level}]).mark_rule(color=_SOFT, strokeDash=[4, 3]).encode(y=y("level")),
+        _chart([{"level": level, "name": f"{control.arm} (control)"}])
+        .mark_text(align="right", dy=-7, color=_SOFT)
+        .encode(x=alt.value("width"), y=y("level"), text="name:N"),
+        base.mark_rule(strokeWidth=3, opacity=0.4).encode(y=y("low"), y2="high:Q"),
+        base.mark_line(strokeWidth=2).encode(y=y("mean")),
+        _chart(single).mark_point(size=28, filled=False, strokeWidth=1.2).encode(x=x, y=y("seed_mean"), color=color),
+        base.mark_point(filled=True, size=80, opacity=1).encode(y=y("mean"), shape=shape),
+    ]
+    return _figure(f"Mean {criterion} over training size.", alt.layer(*layers), 260)
 
 
 def length(analysis: Analysis) -> Figure:
     """Words in an answer, mean by arm."""
-    rows = [{"arm": arm.arm, "words": arm.usage.words_mean} for arm in analysis.arms]
-
-    def draw(width: int) -> AnyChart:
-        y = alt.Y("arm:N", sort=[row["arm"] for row in rows], title=None)
-        x = alt.X("words:Q", title="words in an answer, mean", axis=alt.Axis(tickCount=5))
-        return _chart(rows).mark_bar(color=_ACCENT, size=12, opacity=0.75).encode(y=y, x=x).properties(width=width, height=alt.Step(_ROW))
-
-    return _figure("Mean words in an answer by arm.", draw)
+    rows: Rows = [{"arm": arm.arm, "words": arm.usage.words_mean} for arm in analysis.arms]
+    y = alt.Y("arm:N", sort=[arm.arm for arm in analysis.arms], title=None)
+    x = alt.X("words:Q", title="words in an answer, mean", axis=alt.Axis(tickCount=5))
+    bars = _chart(rows).mark_bar(color=_ACCENT, size=12, opacity=0.75).encode(y=y, x=x)
+    return _figure("Mean words in an answer by arm.", alt.layer(bars), alt.Step(_ROW))
 
 
 def abstention(analysis: Analysis) -> Figure:
@@ -214,15 +206,12 @@ def abstention(analysis: Analysis) -> Figure:
     rows = [{"arm": arm.arm, "question": name, "rate": getattr(arm.abstention, field)} for arm in analysis.arms for name, field in named]
     shown = [name for name, field in named if any(getattr(arm.abstention, field) is not None for arm in analysis.arms)]
     color, shape = _series(shown, "question")
-
-    def draw(width: int) -> AnyChart:
-        y = alt.Y("arm:N", sort=[arm.arm for arm in analysis.arms], title=None, axis=alt.Axis(grid=True))
-        axis = alt.Axis(tickCount=5, format=".0%", grid=False)
-        x = alt.X("rate:Q", scale=alt.Scale(domain=[0, 1]), title="abstained, where the question \u2026", axis=axis)
-        points = _chart([row for row in rows if row["question"] in shown]).mark_point(filled=True, size=75, opacity=0.9)
-        return points.encode(y=y, x=x, color=color, shape=shape).properties(width=width, height=alt.Step(_ROW))
-
-    return _figure("Share of answers in which each arm abstained.", draw)
+    y = alt.Y("arm:N", sort=[arm.arm for arm in analysis.arms], title=None, axis=alt.Axis(grid=True))
+    axis = alt.Axis(tickCount=5, format=".0%", grid=False)
+    x = alt.X("rate:Q", scale=alt.Scale(domain=[0, 1]), title="abstained, where the question \u2026", axis=axis)
+    base = _chart([row for row in rows if row["question"] in shown]).encode(y=y, x=x, color=color, shape=shape)
+    points = base.mark_point(filled=True, size=75, opacity=0.9).encode(yOffset="question:N")
+    return _figure("Share of answers in which each arm abstained.", alt.layer(points), alt.Step(_ROW / 2))
 
 
 def retrieval(analysis: Analysis) -> Figure | None:
@@ -242,25 +231,31 @@ def retrieval(analysis: Analysis) -> Figure | None:
         for metric in analysis.retrieval.metrics
     ]
     color, shape = _series(list(names.values()), "metric")
-
-    def draw(width: int) -> AnyChart:
-        expression = f"{depths}[round(datum.value)]"
-        axis = alt.Axis(values=list(range(len(depths))), labelExpr=expression, grid=False)
-        x = alt.X("k:Q", title="first k passages", axis=axis, scale=alt.Scale(domain=[-0.3, len(depths) - 0.7], nice=False))
-        y = alt.Y("mean:Q", scale=alt.Scale(domain=[0, 1]), title=None, axis=alt.Axis(tickCount=5, format=".1f"))
-        base = _chart(rows).encode(x=x, color=color)
-        layers = [
-            base.mark_rule(strokeWidth=3, opacity=0.4).encode(y="low:Q", y2="high:Q"),
-            base.mark_line(strokeWidth=1.5).encode(y=y),
-            base.mark_point(filled=True, size=70, opacity=1).encode(y=y, shape=shape),
-        ]
-        return alt.layer(*layers).properties(width=width, height=240)
-
-    return _figure("Retrieval quality over the number of passages.", draw)
+    expression = f"{depths}[round(datum.value)]"
+    axis = alt.Axis(values=list(range(len(depths))), labelExpr=expression, grid=False)
+    x = alt.X("k:Q", title="first k passages", axis=axis, scale=alt.Scale(domain=[-0.3, len(depths) - 0.7], nice=False))
+    y = alt.Y("mean:Q", scale=alt.Scale(domain=[0, 1]), title=None, axis=alt.Axis(tickCount=5, format=".1f"))
+    base = _chart(rows).encode(x=x, color=color)
+    layers = [
+        base.mark_rule(strokeWidth=3, opacity=0.4).encode(y="low:Q", y2="high:Q"),
+        base.mark_line(strokeWidth=1.5).encode(y=y),
+        base.mark_point(filled=True, size=70, opacity=1).encode(y=y, shape=shape),
+    ]
+    return _figure("Retrieval quality over the number of passages.", alt.layer(*layers), 240)
 
 
 def _chart(rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
-    return alt.Chart(alt.Data(values=list(rows)))
+    return alt.Chart(alt.InlineData(values=list(rows)))
+
+
+def _x(domain: Sequence[float], title: str, field: str) -> alt.X:
+    """A field on the common axis: layers that name another domain, or none, would widen it, to 0 for example."""
+    return alt.X(f"{field}:Q", scale=alt.Scale(domain=domain, nice=False), title=title, axis=alt.Axis(tickCount=5))
+
+
+def _y(domain: Sequence[float], title: str, field: str) -> alt.Y:
+    """As `_x`, upright."""
+    return alt.Y(f"{field}:Q", scale=alt.Scale(domain=domain, nice=False), title=title, axis=alt.Axis(tickCount=5))
 
 
 def _series(names: Sequence[str], field: Literal["family", "question", "metric"]) -> tuple[alt.Color, alt.Shape]:
@@ -286,15 +281,18 @@ def _domain(values: Sequence[float | None]) -> list[float]:
     return [min(known) - room, max(known) + room]
 
 
-def _figure(label: str, draw: Callable[[int], AnyChart]) -> Figure:
-    return Figure(label, _svg(draw(WIDE)), _svg(draw(NARROW)))
+def _figure(label: str, chart: alt.LayerChart | alt.FacetChart, height: float | alt.Step) -> Figure:
+    spec = chart.properties(height=height).to_dict()
+    return Figure(label, _svg(spec, WIDE), _svg(spec, NARROW))
 
 
-def _svg(chart: AnyChart) -> Markup:
-    """Static SVG. Vega escapes the texts; nothing is fetched."""
-    spec = chart.to_dict()
-    # The given width is that of the whole drawing, labels included.
-    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    spec["padding"] = {"left": 6, "right": 8, "top": 4, "bottom": 4}
-    svg = vl_convert.vegalite_to_svg(spec, config=_CONFIG, allowed_base_urls=[])
+def _svg(spec: Mapping[str, Any], width: int) -> Markup:
+    """Static SVG of that width, labels included. Vega escapes the texts; nothing is fetched."""
+    sized = {
+        **spec,
+        "width": width,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "padding": {"left": 6, "right": 8, "top": 4, "bottom": 4},
+    }
+    svg = vl_convert.vegalite_to_svg(sized, config=_CONFIG, allowed_base_urls=[])
     return Markup(svg.replace("<svg ", '<svg aria-hidden="true" ', 1))  # noqa: S704  # made by Vega, which escapes every text

@@ -36,9 +36,9 @@ from flows.analysis.bootstrap import Interval
 from flows.analysis.contrasts import Contrast, ItemDifference
 from flows.records import Answer, Hit, Item, Judgement
 from flows.report.content import TrialReport, gate_passes
+from flows.report.markdown import markdown
 from flows.report.page import render
 from flows.report.plain import plain
-from flows.report.summary_text import markdown
 from flows.report.wording import caveats, judge_label, meaning
 from flows.store import to_table
 

@@ -35,9 +35,14 @@ def percent(value: float | None, decimals: int = 0) -> str:
     return MISSING if value is None else f"{number(100 * value, decimals)}\u202f%"
 
 
-def count(value: float | None) -> str:
+def whole(value: float | None) -> str:
     """`1,234`."""
     return number(value, 0)
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 question`, `1,234 questions`."""
+    return f"{whole(number)} {noun}" if number == 1 else f"{whole(number)} {noun}s"
 
 
 def duration(seconds: float | None) -> str:
@@ -50,11 +55,12 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def money(usd: float | None) -> str:
-    """US dollars; a dash where no price is known."""
+def money(usd: float | None, unpriced: int = 0) -> str:
+    """US dollars; a lower bound where `unpriced` calls have no price, a dash where none has one, which is not the same as 0."""
     if usd is None:
         return MISSING
-    return f"{usd:,.2f} USD" if usd == 0 or usd >= 0.01 else f"{usd:.2g} USD"
+    text = f"{usd:,.2f} USD" if usd == 0 or usd >= 0.01 else f"{usd:.2g} USD"
+    return f"at least {text}" if unpriced else text
 
 
 def probability(value: float | None) -> str:

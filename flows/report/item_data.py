@@ -42,7 +42,7 @@ def item_json(report: TrialReport) -> Markup:
         if len(text) <= LARGEST:
             break
     # No "<" or ">" is left, so nothing inside ends the element or starts a comment; U+2028 and U+2029 end lines in old script parsers.
-    unsafe = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+    unsafe: dict[str, str | int | None] = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
     return Markup(text.translate(str.maketrans(unsafe)))  # noqa: S704  # escaped in the line above
 
 
@@ -168,5 +168,5 @@ def _shortened(text: str, limit: int | None) -> str:
     return text if limit is None or len(text) <= limit else text[:limit] + " [\u2026]"
 
 
-def _rounded(value: float | None, decimals: int = 3) -> float | None:
+def _rounded(value: float | None, decimals: int = 4) -> float | None:
     return None if value is None or np.isnan(value) else round(float(value), decimals)

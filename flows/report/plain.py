@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from pathlib import PurePath
 from typing import Any
 
 
@@ -15,18 +14,15 @@ def plain(value: Any) -> Any:
 
     Raises TypeError for anything else.
     """
-    if isinstance(value, Enum):
-        return plain(value.value)
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, PurePath):
-        return str(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(entry) for entry in value]
+    found = value.value if isinstance(value, Enum) else value
+    if found is None or isinstance(found, str | bool | int):
+        return found
+    if isinstance(found, float):
+        return float(found) if math.isfinite(found) else None
+    if is_dataclass(found) and not isinstance(found, type):
+        return {field.name: plain(getattr(found, field.name)) for field in fields(found)}
+    if isinstance(found, Mapping):
+        return {str(key): plain(entry) for key, entry in found.items()}
+    if isinstance(found, list | tuple):
+        return [plain(entry) for entry in found]
     raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from flows.analysis.contrasts import Contrast
@@ -10,7 +11,7 @@ from flows.analysis.settings import AnalysisSettings
 from flows.analysis.summary import ArmSummary
 from flows.analysis.verdict import Verdict
 from flows.report.content import TrialReport
-from flows.report.formats import count, level, number, percent
+from flows.report.formats import level, number, percent, plural, whole
 
 FEW_CLUSTERS = 30
 """Below this the variance itself is poorly known (Cameron & Miller 2015, Journal of Human Resources 50(2), section VI)."""
@@ -44,8 +45,8 @@ def meaning(contrast: Contrast, settings: AnalysisSettings) -> str:
         return f"{said} It does score lower than {control}, by less than the margin." if contrast.below_control else said
     if contrast.verdict is Verdict.WORSE:
         return (
-            f"{arm} scored lower than {control} on {criterion}, and by more than chance explains: the whole {sure} interval lies below zero "
-            f"and reaches the margin of {margin}. {arm} should not replace {control}."
+            f"{arm} scored lower than {control} on {criterion}, and by more than chance explains: the whole {sure} interval lies below "
+            f"zero and reaches the margin of {margin}. {arm} should not replace {control}."
         )
     if contrast.interval is None:
         return f"There are too few independent questions for an interval, so nothing can be concluded about {arm} and {control}."
@@ -75,14 +76,14 @@ def judge_label(report: TrialReport) -> str:
 
 
 def caveats(report: TrialReport) -> tuple[Caveat, ...]:
-    """All that apply to this trial, the gravest first."""
+    """All that apply to this trial: about its data, its judge, its arms."""
     return (*_data_caveats(report), *_judge_caveats(report), *_arm_caveats(report))
 
 
 def _data_caveats(report: TrialReport) -> Iterator[Caveat]:
     analysis, counts = report.analysis, report.counts
     for note in analysis.primary.notes:
-        yield Caveat("Primary contrast", f"{note[0].upper()}{note[1:]}.")
+        yield Caveat("Primary contrast", f"{note}.")
     if analysis.clusters < FEW_CLUSTERS:
         text = f"The {analysis.items} questions come from {analysis.clusters} documents, which are the independent units. "
         yield Caveat("Few clusters", f"{text}Below {FEW_CLUSTERS}, intervals are only roughly right.")
@@ -92,14 +93,18 @@ def _data_caveats(report: TrialReport) -> Iterator[Caveat]:
         yield Caveat("Few questions", f"Only {analysis.items} questions were asked.{detail}")
     if report.leaks:
         pools = sorted({f"{leak['left_pool']} and {leak['right_pool']}" for leak in report.leaks})
-        yield Caveat("Leaks found", f"{len(report.leaks)} questions stood in two pools ({', '.join(pools)}). They are listed under Data.")
+        yield Caveat("Leaks found", f"{plural(len(report.leaks), 'question')} in two pools ({', '.join(pools)}), listed under Data.")
     if counts["evidence_unmapped"]:
         share = percent(counts["evidence_unmapped"] / counts["evidence"])
-        text = f"{count(counts['evidence_unmapped'])} of {count(counts['evidence'])} pieces of evidence ({share}) were found in no passage; "
+        text = (
+            f"{whole(counts['evidence_unmapped'])} of {whole(counts['evidence'])} pieces of evidence ({share}) were found in no passage; "
+        )
         yield Caveat("Evidence not found", f"{text}retrieval quality is measured on the others.")
     skipped = sum(counts["rows_skipped"].values()) + len(counts["bad_rows"])
     if skipped:
-        yield Caveat("Rows left out", f"{count(skipped)} of {count(counts['rows_read'])} rows read were not used. Reasons stand under Data.")
+        yield Caveat(
+            "Rows left out", f"{whole(skipped)} of {whole(counts['rows_read'])} rows read were not used. Reasons stand under Data."
+        )
 
 
 def _judge_caveats(report: TrialReport) -> Iterator[Caveat]:
@@ -111,29 +116,42 @@ def _judge_caveats(report: TrialReport) -> Iterator[Caveat]:
         )
     judges = sorted({rubric["details"]["model"] for rubric in report.rubrics if rubric["details"]["engine"] != "ENGINE_REFERENCE"})
     if judges:
-        models = ", ".join(sorted({contestant.model for contestant in report.contestants}))
-        text = f"Judge: {', '.join(judges)}. Contestants: {models}. Whether they are of one family is not recorded; judges favour their own."
+        bases = report.spec["models"]
+        models = ", ".join(f"{name} ({bases[name]['base']})" for name in sorted({contestant.model for contestant in report.contestants}))
+        who = f"Judge: {', '.join(judges)}. Contestants: {models}."
+        text = f"{who} Whether they are of one family is not recorded; judges favour their own."
         yield Caveat("Judge's family unknown", text)
-    for arm in report.analysis.arms:
-        for score in arm.scores:
-            if score.missing.missing:
-                reasons = ", ".join(f"{reason.replace('_', ' ')} {count(number)}" for reason, number in score.missing.reasons)
-                text = f"{count(score.missing.missing)} of {count(score.missing.judgements)} judgements on {score.criterion} gave no score"
-                yield Caveat(f"Missing judgements: {arm.arm}", f"{text} ({reasons}). {score.missing.items} questions have none at all.")
+    scores = [(arm.arm, score.missing) for arm in report.analysis.arms for score in arm.scores]
+    missing = sum(entry.missing for _, entry in scores)
+    if missing:
+        reasons = _tally((reason.replace("_", " "), times) for _, entry in scores for reason, times in entry.reasons)
+        arms = _tally((arm, entry.missing) for arm, entry in scores)
+        asked = whole(sum(entry.judgements for _, entry in scores))
+        yield Caveat("Missing judgements", f"{whole(missing)} of {asked} gave no score ({reasons}). By arm: {arms}.")
+
+
+def _tally(entries: Iterable[tuple[str, int]]) -> str:
+    """`unparsed 3, refused 1`."""
+    counted: Counter[str] = Counter()
+    for name, times in entries:
+        counted[name] += times
+    return ", ".join(f"{name} {whole(times)}" for name, times in counted.items() if times)
 
 
 def _arm_caveats(report: TrialReport) -> Iterator[Caveat]:
     analysis = report.analysis
-    once = [arm.arm for arm in analysis.arms if len(arm.seeds) == 1]
+    # The primary arm and the control have their own note.
+    noted = (analysis.primary.arm, analysis.settings.control)
+    once = [arm.arm for arm in analysis.arms if len(arm.seeds) == 1 and arm.arm not in noted]
     if once:
         yield Caveat("One training seed", f"{', '.join(once)}: how much another training would differ is not in the intervals.")
-    counted = (
+    counted: tuple[tuple[str, str, Callable[[ArmSummary], int]], ...] = (
         ("Failed answers", "gave no text", lambda arm: arm.usage.errors),
         ("Answers cut off", "ran into the token limit", lambda arm: arm.usage.truncated),
         ("Passages left out", "lost passages because the prompt was too long", lambda arm: arm.usage.cut),
     )
     for title, what, of in counted:
-        found = [f"{arm.arm} {count(of(arm))} of {count(arm.usage.answers)}" for arm in analysis.arms if of(arm)]
+        found = [f"{arm.arm} {whole(of(arm))} of {whole(arm.usage.answers)}" for arm in analysis.arms if of(arm)]
         if found:
             yield Caveat(title, f"Answers that {what}: {'; '.join(found)}.")
     changed = [(row["name"], row["truncated"], row["masked"]) for row in report.adapters if row["truncated"] or row["masked"]]
@@ -154,4 +172,3 @@ def _length_ratio(arm: ArmSummary, control: ArmSummary) -> float | None:
         return None
     ratio = own / other
     return None if 1 / _LENGTH_RATIO < ratio < _LENGTH_RATIO else ratio
-

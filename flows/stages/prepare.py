@@ -119,7 +119,13 @@ def make(trial: Trial, key: str) -> Prepared:
     pool = pools["training"]
     largest = max((size for training in spec.training.values() for size in training.sizes), default=0)
     if largest:
-        training_items(pool, largest)  # raises where the pool is too small
+        try:
+            training_items(pool, largest)
+        except UserError as error:
+            wanting = (
+                f" {len(unusable)} questions of the pool have no gold passage, which the contexts gold and raft need." if unusable else ""
+            )
+            raise UserError(f"{error}{wanting}") from None
     shots = few_shot_items(pool, max(arm.shots for arm in spec.arms.values()), largest_training=largest)
     # Few-shot examples and training sets are cut from one pool whose duplicates with the test are gone; what they share is found here.
     among = find_leaks({"few-shot": shots, "training": pool[:largest]}, threshold=spec.data.near_duplicate, stand_alone=stand_alone)

@@ -30,7 +30,7 @@ async def start(folder: Path, **settings: str) -> asyncio.subprocess.Process:
 
 @asynccontextmanager
 async def channel(process: asyncio.subprocess.Process, folder: Path) -> AsyncIterator[grpc.aio.Channel]:
-    while not (folder / "port").exists():  # noqa: ASYNC110, ASYNC240  another process writes it
+    while not (folder / "port").exists():
         assert process.returncode is None, (await process.stderr.read()).decode()  # type: ignore[union-attr]
         await asyncio.sleep(0.05)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{(folder / 'port').read_text()}") as opened:
@@ -45,7 +45,7 @@ async def test_a_killed_ingest_is_sent_again_and_the_index_is_that_of_an_undistu
         await killed.create()
         acknowledged = await killed.ingest(ROWS[:40])
         call = killed.stub.IngestPassages(pb.IngestPassagesRequest(index="killed", passages=[row]) for row in ROWS)
-        while (await killed.get()).passage_count < 60:
+        while (await killed.get()).passage_count < 60:  # noqa: ASYNC110  the service is asked, nothing tells
             await asyncio.sleep(0.01)
         process.kill()
         with pytest.raises(grpc.aio.AioRpcError) as caught:

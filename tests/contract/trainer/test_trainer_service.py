@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
@@ -12,9 +13,10 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
-import psutil
+import psutil  # type: ignore[import-untyped]  # the library ships no types
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,6 +24,7 @@ from grpc_status import rpc_status
 from tunetrial.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from tunetrial.trainer.v1.trainer_pb2 import TrainingJob, TrainingSpec
 
+from services.trainer.local_launcher import cuda_present
 from tests.unit.trainer.trainer_parts import make_base, questions, write_rows
 
 REPOSITORY = Path(__file__).parents[3]
@@ -68,11 +71,9 @@ class Trainer:
         return (await self.stub.GetAdapter(trainer_pb2.GetAdapterRequest(name=name))).adapter
 
     def training_processes(self) -> list[psutil.Process]:
-        """Processes below the service that lead a group of their own and are not the one that others are forked from."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in below if not process.children() and "services.trainer.warm" not in process.cmdline()[2:3]] or [
-            child for process in below for child in process.children()
-        ]
+        """Children of the warm process, which is the service's only child."""
+        [warm] = psutil.Process(self.process.pid).children()
+        return list(warm.children())
 
 
 @contextlib.asynccontextmanager
@@ -80,7 +81,13 @@ async def running(root: Path, **settings: str) -> AsyncIterator[Trainer]:
     """Starts `python -m services.trainer` and stops it."""
     port_file = root / "port"
     port_file.unlink(missing_ok=True)
-    given = {"PORT": "0", "PORT_FILE": str(port_file), "DATA_DIR": str(root / "data"), "URI_ROOTS": str(root), "MODELS": f"tiny={root}/base"}
+    given = {
+        "PORT": "0",
+        "PORT_FILE": str(port_file),
+        "DATA_DIR": str(root / "data"),
+        "URI_ROOTS": str(root),
+        "MODELS": f"tiny={root}/base",
+    }
     environment = {f"TUNETRIAL_{name}": value for name, value in (given | settings).items()}
     python_path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "protos")))
     with (root / "service.txt").open("ab") as log:
@@ -94,10 +101,11 @@ async def running(root: Path, **settings: str) -> AsyncIterator[Trainer]:
             assert process.returncode is None, (root / "service.txt").read_text()
             await asyncio.sleep(0.05)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port_file.read_text()}") as channel:
-            health = health_pb2_grpc.HealthStub(channel)
-            while (await health.Check(health_pb2.HealthCheckRequest())).status != health_pb2.HealthCheckResponse.SERVING:
-                await asyncio.sleep(0.05)
-            yield Trainer(root, process, channel, trainer_pb2_grpc.TrainerServiceStub(channel))  # type: ignore[arg-type]  # the async stub's type has no class of its own
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            async for answer in health.Watch(health_pb2.HealthCheckRequest()):
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    break
+            yield Trainer(root, process, channel, trainer_pb2_grpc.TrainerServiceStub(channel))
     finally:
         if process.returncode is None:
             process.terminate()
@@ -122,7 +130,7 @@ async def lives(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple
     async with running(root, WARM_START="false") as first:
         interrupted = await first.create(first.spec("interrupted", max_steps=300), "interrupted")
         waiting = await first.create(first.spec("waiting", max_steps=5), "waiting")
-        await first.training(interrupted)
+        assert (await first.training(interrupted)).progress.step < 300
         survivors = psutil.Process(first.process.pid).children(recursive=True)
         assert survivors
         first.process.kill()
@@ -276,7 +284,7 @@ async def test_what_can_never_work_is_refused_at_once(trainer: Trainer) -> None:
     assert (await failure(trainer.create(none)))[:2] == (invalid, "FIELD_MISSING")
     assert (await failure(trainer.create(trainer.spec("refused", micro_batch_size=3))))[:2] == (invalid, "SETTING_OUT_OF_RANGE")
     assert (await failure(trainer.create(trainer.spec("no name"))))[:2] == (invalid, "ADAPTER_NAME_INVALID")
-    if not Path("/dev/nvidia0").exists():
+    if not cuda_present():
         assert (await failure(trainer.create(wide)))[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "CUDA_NEEDED")
 
 
@@ -287,9 +295,10 @@ async def test_unknown_names_and_tokens_are_errors(trainer: Trainer) -> None:
     assert (await failure(stub.CancelTrainingJob(trainer_pb2.CancelTrainingJobRequest(id="x"))))[:2] == (missing, "JOB_NOT_FOUND")
     assert (await failure(trainer.adapter("x")))[:2] == (missing, "ADAPTER_NOT_FOUND")
     assert (await failure(trainer.end(TrainingJob(id="x"))))[:2] == (missing, "JOB_NOT_FOUND")
+    wrong = base64.b64encode(b"7 something else").decode()
     for call in (
-        stub.ListTrainingJobs(trainer_pb2.ListTrainingJobsRequest(page_token="x")),
-        stub.ListAdapters(trainer_pb2.ListAdaptersRequest(page_token="x")),
+        stub.ListTrainingJobs(trainer_pb2.ListTrainingJobsRequest(page_token=wrong)),
+        stub.ListAdapters(trainer_pb2.ListAdaptersRequest(page_token=wrong)),
     ):
         assert (await failure(call))[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID")
 

@@ -75,7 +75,7 @@ def test_what_was_cut_and_what_was_left_out_is_counted(tokenizers: dict[str, Any
 
 def test_a_length_that_masks_every_answer_says_what_to_change(tokenizers: dict[str, Any]) -> None:
     rows = [conversation(turns("where is the lamp " * 10, "there"))] * 3
-    with pytest.raises(InvalidArgument, match="all 3 examples .* max_length 8: .* raise max_length") as error:
+    with pytest.raises(InvalidArgument, match=r"all 3 examples .* max_length 8: .* raise max_length") as error:
         dataset.prepare(tokenizers["marked"], rows, 8, "dataset_uri")
     assert error.value.reason == "ALL_MASKED"
 

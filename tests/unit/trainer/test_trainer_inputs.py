@@ -62,7 +62,7 @@ async def test_where_files_lie_does_not_matter_but_what_they_hold_does(root: Pat
 
 async def test_a_base_may_be_named_by_the_settings(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = make_base(tmp_path_factory.mktemp("elsewhere") / "base")
-    inputs = await FileInputs(str(root), {"small": elsewhere}).read(spec_of(root, "small"))
+    inputs = await FileInputs(str(root), {"small": str(elsewhere)}).read(spec_of(root, "small"))
     assert inputs.base_path == str(elsewhere)
     assert inputs.base_sha256 == weights_sha256(elsewhere)
 
@@ -72,8 +72,10 @@ async def test_a_hub_base_in_the_local_cache_is_taken_with_its_commit(root: Path
     shutil.copytree(root / "base", repository / "snapshots" / "0123abc")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abc")
-    inputs = await FileInputs(str(root), {}, root / "hub").read(spec_of(root, "org/tiny"))
-    assert (inputs.base_revision, inputs.base_sha256) == ("0123abc", weights_sha256(root / "base"))
+    for name in ("org/tiny", "small"):
+        inputs = await FileInputs(str(root), {"small": "org/tiny"}, root / "hub").read(spec_of(root, name))
+        assert (inputs.base_hub_name, inputs.base_revision) == ("org/tiny", "0123abc")
+        assert inputs.base_sha256 == weights_sha256(root / "base")
 
 
 async def test_a_hub_base_that_is_not_here_is_refused_when_the_hub_is_switched_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

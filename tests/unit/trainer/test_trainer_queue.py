@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from services.trainer import job_queue
 from services.trainer.domain import (
     Adapter,
     DatasetRead,
@@ -60,6 +62,7 @@ class ScriptedLauncher:
     def __init__(self) -> None:
         self.orders: list[Order] = []
         self.runs: dict[str, ScriptedRun] = {}
+        self.launched = asyncio.Condition()
         self.slow = False
         self.broken = False
 
@@ -69,8 +72,10 @@ class ScriptedLauncher:
             raise OSError("no processes left")
         if self.slow:
             await asyncio.Event().wait()
-        self.runs[order.spec.adapter_name] = ScriptedRun()
-        return self.runs[order.spec.adapter_name]
+        run = self.runs[order.spec.adapter_name] = ScriptedRun()
+        async with self.launched:
+            self.launched.notify_all()
+        return run
 
     async def close(self) -> None:
         pass
@@ -80,7 +85,7 @@ class GivenInputs:
     """Every base and data set is there and is told by its name."""
 
     async def read(self, spec: TrainingSpec) -> Inputs:
-        return Inputs(spec.base, None, f"sha of {spec.base}", "text", spec.dataset_uri, f"sha of {spec.dataset_uri}", None, None)
+        return Inputs(spec.base, None, None, f"sha of {spec.base}", "text", spec.dataset_uri, f"sha of {spec.dataset_uri}", None, None)
 
 
 class AdaptersInMemory:
@@ -126,8 +131,8 @@ class House:
         raise AssertionError("the job ended before")
 
     async def launched(self, name: str) -> ScriptedRun:
-        while name not in self.launcher.runs:
-            await asyncio.sleep(0.001)
+        async with self.launcher.launched:
+            await self.launcher.launched.wait_for(lambda: name in self.launcher.runs)
         return self.launcher.runs[name]
 
     async def succeed(self, job: Job) -> Job:
@@ -142,6 +147,10 @@ def spec_of(name: str = "one", seed: int = 1, four_bit: bool = False, base: str 
     return TrainingSpec(name, base, "data", "", seed, SupervisedFineTuning(Lora.given(four_bit=four_bit), Optimization.given()))
 
 
+def reached(step: int, job: Job) -> bool:
+    return job.progress.step == step
+
+
 async def test_a_job_goes_from_queued_to_succeeded_and_each_change_is_seen(tmp_path: Path) -> None:
     async with House(tmp_path) as house:
         job = await house.queue.create(spec_of(), "")
@@ -153,13 +162,15 @@ async def test_a_job_goes_from_queued_to_succeeded_and_each_change_is_seen(tmp_p
 
         watching = asyncio.create_task(watch())
         run = await house.launched("one")
-        for event in (DatasetRead(REPORT), Progressed(Progress(1, 2, 0.9)), Progressed(Progress(2, 2, 0.8))):
-            run.given.put_nowait(event)
-            await house.until(job, lambda now, event=event: now.dataset == REPORT if isinstance(event, DatasetRead) else now.progress == event.progress)  # type: ignore[misc]
+        run.given.put_nowait(DatasetRead(REPORT))
+        await house.until(job, lambda now: now.dataset == REPORT)
+        for step in (1, 2):
+            run.given.put_nowait(Progressed(Progress(step, 2, 0.9)))
+            await house.until(job, partial(reached, step))
         house.adapters.publish("one", job.id)
         run.given.put_nowait(Exited(0))
         await watching
-        assert [change.progress.step for change in seen][-2:] == [2, 2]
+        assert [change.progress.step for change in seen][-3:] == [1, 2, 2]
         assert seen[-1].state is JobState.SUCCEEDED
         assert (seen[-1].adapter, seen[-1].dataset, seen[-1].error) == ("one", REPORT, "")
         assert seen[-1].start_time is not None
@@ -278,6 +289,26 @@ async def test_a_process_that_dies_or_cannot_start_fails_its_job_and_frees_the_s
         assert "exit code 3" in (await house.until(second, lambda job: job.state.ended)).error
         third = await house.queue.create(spec_of("c"), "")
         assert "no processes left" in (await house.until(third, lambda job: job.state.ended)).error
+
+
+async def test_an_end_that_the_database_does_not_take_is_written_down_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_queue, "_RETRY_S", 0.0)
+    async with House(tmp_path) as house:
+        job = await house.queue.create(spec_of(), "")
+        run = await house.launched("one")
+        update = house.store.update
+        refused: list[Job] = []
+
+        async def full_once(changed: Job) -> None:
+            if not refused:
+                refused.append(changed)
+                raise OSError("disk full")
+            await update(changed)
+
+        monkeypatch.setattr(house.store, "update", full_once)
+        run.given.put_nowait(Exited(1))
+        assert (await house.until(job, lambda seen: seen.state.ended)).state is JobState.FAILED
+        assert refused
 
 
 async def test_a_restart_goes_on_with_queued_jobs_and_runs_interrupted_ones_again(tmp_path: Path) -> None:

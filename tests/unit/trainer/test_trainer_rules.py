@@ -29,7 +29,7 @@ def test_what_is_left_open_gets_the_defaults_of_the_contract() -> None:
 
 def test_zero_is_a_value_and_not_a_gap() -> None:
     assert Optimization.given(warmup_ratio=0.0).warmup_ratio == 0
-    with pytest.raises(InvalidArgument, match="lora.alpha must be above 0, not 0"):
+    with pytest.raises(InvalidArgument, match=r"lora\.alpha must be above 0, not 0"):
         Lora.given(alpha=0.0)
 
 
@@ -205,7 +205,11 @@ def test_a_training_process_sees_none_of_the_secrets_of_the_service() -> None:
     assert (environment["PATH"], environment["HF_HOME"], environment["OMP_NUM_THREADS"]) == ("/bin", "/hf", "2")
 
 
-def test_models_are_named_in_pairs() -> None:
-    assert Settings(models="small=/a/b, big=/c").model_paths == {"small": Path("/a/b"), "big": Path("/c")}
-    with pytest.raises(ValueError, match="name=folder"):
-        _ = Settings(models="small").model_paths
+def test_models_are_named_in_pairs_or_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNETRIAL_MODELS", "small=/a/b, big=org/big")
+    assert Settings().models == {"small": "/a/b", "big": "org/big"}
+    monkeypatch.setenv("TUNETRIAL_MODELS", '{"small": "/a,b"}')
+    assert Settings().models == {"small": "/a,b"}
+    monkeypatch.setenv("TUNETRIAL_MODELS", "small")
+    with pytest.raises(ValueError, match="name=path"):
+        Settings()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.trainer.sft_trainer import SFTTrainer
 
 from services.common.errors import FailedPrecondition, TunetrialError
 from services.trainer import dataset, manifest
@@ -50,14 +51,14 @@ def train(order: Order, root: Path) -> tuple[Adapter, list[Event]]:
 async def test_every_answer_token_is_learnt_once_an_epoch_and_nothing_else(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[dict[str, torch.Tensor]] = []
 
-    class Recording(sft.SFTTrainer):
+    class Recording(SFTTrainer):
         def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
             batches.append({name: inputs[name].clone() for name in ("input_ids", "labels", "attention_mask")})
-            return super().compute_loss(model, inputs, *rest, **more)
+            return super().compute_loss(model, inputs, *rest, **more)  # type: ignore[no-untyped-call]  # the library leaves it untyped
 
     monkeypatch.setattr(sft, "SFTTrainer", Recording)
     adapter, _ = train(await order_of(root, course=Optimization.given(batch_size=4, epochs=1.0)), root)
-    tokenizer = AutoTokenizer.from_pretrained(str(root / "base"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(root / "base"))
     rows = dataset.read(root / "train.jsonl", "")
     expected = sorted((ids, labels) for ids, labels in (dataset.tokenize(tokenizer, row) for row in rows))
     seen = []
@@ -107,7 +108,7 @@ async def test_an_adapter_comes_with_all_that_proves_it(root: Path) -> None:
 async def test_canaries_are_what_the_saved_adapter_says(root: Path) -> None:
     train(await order_of(root), root)
     told = json.loads((root / "adapters" / "one" / "manifest.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(str(root / "base"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(root / "base"))
     base = AutoModelForCausalLM.from_pretrained(str(root / "base"), dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(root / "adapters" / "one")).eval()
     assert len(told["canaries"]) == 4
@@ -170,7 +171,7 @@ async def test_files_that_changed_since_the_job_was_created_are_not_trained_on(r
     with pytest.raises(FailedPrecondition, match=r"train.jsonl changed since the job was created"):
         train(order, root)
     (root / "base" / "chat_template.jinja").write_text(FORGETFUL)
-    with pytest.raises(FailedPrecondition, match="base .* changed since the job was created"):
+    with pytest.raises(FailedPrecondition, match=r"base .* changed since the job was created"):
         train(order, root)
 
 

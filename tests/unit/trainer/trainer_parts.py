@@ -1,4 +1,4 @@
-"""A tiny random base with its own tokenizer and chat template, and data in the trainer's form. Made without torch, so that it costs nothing."""
+"""A tiny random base with its own tokenizer and chat template, and data in the trainer's form. Made without torch, at no cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ FORGETFUL = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>{% if loop.last %}{{ m['content'] }}{% endif %}<|end|>"
     "{% else %}<|{{ m['role'] }}|>{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-_TEXT = ["where did anna leave the lamp", "in the harbour by the mill", "what is the capital of the valley", "it is the tower of the market"]
+_TEXT = [
+    "where did anna leave the lamp",
+    "in the harbour by the mill",
+    "what is the capital of the valley",
+    "it is the tower of the market",
+]
 
 
 def make_base(folder: Path, chat_template: str | None = MARKED) -> Path:

@@ -16,7 +16,12 @@ def markdown(report: TrialReport) -> str:
     gate = "pass" if gate_passes(primary) else "fail"
     lines = [f"# {_cell(report.name)}", "", f"**{_cell(primary.sentence)}**", "", _cell(meaning(primary, analysis.settings)), ""]
     lines += [f"Gate: **{gate}** · judge: {_cell(judge_label(report))} · run `{report.run_id}`", ""]
-    lines += ["## Arms", "", f"| arm | {' | '.join(analysis.criteria)} | words | abstained |", "|---|" + "---:|" * (len(analysis.criteria) + 2)]
+    lines += [
+        "## Arms",
+        "",
+        f"| arm | {' | '.join(analysis.criteria)} | words | abstained |",
+        "|---|" + "---:|" * (len(analysis.criteria) + 2),
+    ]
     for arm in analysis.arms:
         means = [f"{number(score.mean.value)} {interval(score.mean.interval)}" for score in arm.scores]
         lines.append(f"| {_cell(arm.arm)} | {' | '.join(means)} | {number(arm.usage.words_mean, 1)} | {percent(arm.abstention.rate)} |")
@@ -24,7 +29,13 @@ def markdown(report: TrialReport) -> str:
     lines.append("|---|---|---|---:|---:|")
     for contrast in analysis.contrasts:
         verdict = contrast.verdict.replace("_", "-").lower() + (" (primary)" if contrast.primary else "")
-        cells = [_cell(contrast.arm), _cell(contrast.criterion), verdict, effect_text(contrast, margin), probability(contrast.p_value_adjusted)]
+        cells = [
+            _cell(contrast.arm),
+            _cell(contrast.criterion),
+            verdict,
+            effect_text(contrast, margin),
+            probability(contrast.p_value_adjusted),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

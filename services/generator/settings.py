@@ -1,0 +1,61 @@
+"""What the generator takes from its environment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
+
+from services.common.settings import ServerSettings
+
+
+class Settings(ServerSettings):
+    """Settings of the generator, from `TUNETRIAL_*`."""
+
+    port: int = Field(7002, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    models: Annotated[dict[str, str], NoDecode] = Field(
+        description="Base models by name: JSON object, or `name=path` separated by ','; a path of a folder with safetensors, or a hub name."
+    )
+    data_dir: Path = Field(Path(".tunetrial/generator"), description="Folder for what must survive a restart: aliases and their history.")
+    dtype: str = Field(
+        "float32", pattern="^(float32|float16|bfloat16|auto)$", description="Type of the weights in memory; auto is the checkpoint's."
+    )
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|mps)$", description="Where models run.")
+    threads: int = Field(1, ge=1, description="Threads of the CPU that one forward pass uses.")
+    batch_size: int = Field(32, ge=1, description="Requests that generate together, per base.")
+    queue_limit: int = Field(256, ge=0, description="Requests that wait, per base; more are refused with QUEUE_FULL.")
+    prefill_tokens: int = Field(4096, ge=1, description="Prompt tokens that one step takes in; longer prompts are taken one by one.")
+    batch_in_flight: int = Field(64, ge=1, description="Requests of one BatchGenerate stream under way at once.")
+    max_tokens: int = Field(4096, ge=1, description="Most tokens that a request may ask for.")
+    adapter_tolerance: float = Field(
+        0.05,
+        gt=0,
+        description="Nats by which an adapter's log-probabilities may differ from its manifest; for float32, raise it for others.",
+    )
+    retriever_address: str = Field("", description="host:port of the retriever; empty: Answer takes given passages only.")
+    retriever_tls_ca: Path | None = Field(None, description="PEM file with the CA of the retriever's certificate; turns TLS on.")
+    retriever_tls_certificate: Path | None = Field(None, description="PEM file with our certificate, for mutual TLS.")
+    retriever_tls_key: Path | None = Field(None, description="PEM file with our private key, for mutual TLS.")
+    retriever_token: SecretStr = Field(SecretStr(""), description="Bearer token for the retriever; needs retriever_tls_ca.")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _read_models(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("{"):
+            return json.loads(value)
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(name.strip() and path.strip() for name, _, path in pairs):
+            raise ValueError("expected a JSON object or name=path,name=path")
+        return {name.strip(): path.strip() for name, _, path in pairs}
+
+    @field_validator("models")
+    @classmethod
+    def _need_a_model(cls, value: dict[str, str]) -> dict[str, str]:
+        if not value:
+            raise ValueError("name at least one base model: TUNETRIAL_MODELS=name=path")
+        return value

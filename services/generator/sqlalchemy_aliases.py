@@ -1,0 +1,87 @@
+"""Aliases and their history in a database, by SQLAlchemy. Knows no models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import DateTime, String, UniqueConstraint, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from services.common.errors import Aborted
+from services.generator.domain import AliasChange
+
+
+class _Table(DeclarativeBase):
+    pass
+
+
+class _Change(_Table):
+    """One change of an alias. Two changes with the same number cannot both be kept: that is what makes setting an alias atomic."""
+
+    __tablename__ = "alias_changes"
+    __table_args__ = (UniqueConstraint("alias", "number"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    alias: Mapped[str] = mapped_column(String(200), index=True)
+    number: Mapped[int]
+    target: Mapped[str] = mapped_column(String(200))
+    time: Mapped[datetime] = mapped_column(DateTime)
+    """In UTC; SQLite keeps no zone."""
+
+
+class SqlAlchemyAliases:
+    """Aliases in a file of their own."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._engine: AsyncEngine | None = None
+
+    async def current(self) -> Mapping[str, AliasChange]:
+        """Every alias as it now is. Opens the database."""
+        self._data_dir.mkdir(parents=True, exist_ok=True)
+        self._engine = create_async_engine(f"sqlite+aiosqlite:///{self._data_dir / 'aliases.sqlite'}")
+        async with self._engine.begin() as connection:
+            await connection.run_sync(_Table.metadata.create_all)
+        async with self._sessions() as session:
+            rows = await session.scalars(select(_Change).order_by(_Change.number))
+            return {row.alias: _change(row) for row in rows}
+
+    async def set(self, alias: str, target: str, expected: str | None) -> tuple[AliasChange, ...]:
+        """Adds a change; the history, newest first. Raises Aborted ALIAS_CHANGED when the target now is not `expected` ("": none)."""
+        async with self._sessions() as session:
+            rows = list(await session.scalars(select(_Change).where(_Change.alias == alias).order_by(_Change.number.desc())))
+            now = rows[0].target if rows else ""
+            if expected is not None and expected != now:
+                raise _changed(alias, now)
+            number = rows[0].number + 1 if rows else 1
+            added = _Change(alias=alias, number=number, target=target, time=datetime.now(UTC).replace(tzinfo=None))
+            session.add(added)
+            try:
+                await session.commit()
+            except IntegrityError as error:
+                raise _changed(alias, "another one") from error
+            await session.refresh(added)
+            return tuple(_change(row) for row in (added, *rows))
+
+    async def close(self) -> None:
+        """Closes the database."""
+        if self._engine is not None:
+            await self._engine.dispose()
+
+    @property
+    def _sessions(self) -> async_sessionmaker[AsyncSession]:
+        if self._engine is None:
+            raise RuntimeError("aliases are read with current() first")
+        return async_sessionmaker(self._engine, expire_on_commit=False)
+
+
+def _changed(alias: str, now: str) -> Aborted:
+    return Aborted("ALIAS_CHANGED", "alias {alias} stands for {now} by now: read it and decide again", alias=alias, now=now or "nothing")
+
+
+def _change(row: _Change) -> AliasChange:
+    return AliasChange(row.target, row.time.replace(tzinfo=UTC))

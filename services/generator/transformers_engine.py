@@ -1,0 +1,333 @@
+"""A base model and its adapters by transformers and PEFT, in process. Knows no wire, no names of callers and no proof.
+
+Tensors are touched by one thread only, so the event loop never waits for a model; a second thread turns prompts into tokens. Requests
+wait in a queue, join the batch between two steps and leave it as soon as they end or their caller goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import hashlib
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import structlog
+import torch
+from huggingface_hub import snapshot_download
+from jinja2 import TemplateError
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from services.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
+from services.generator.continuous_batch import ContinuousBatch, Row
+from services.generator.domain import Base, Canary, Encoded, Generation, Prompt, Turn, Work
+from services.generator.lora_rack import LoraRack
+from services.generator.text_stream import TextStream
+
+_log = structlog.get_logger()
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+# Prompts prefilled together may be padded by so much; beyond it, padding costs more than another pass.
+_PADDING = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes of one engine."""
+
+    batch_size: int = 32
+    """Requests that generate together."""
+    queue_limit: int = 256
+    """Requests that wait at most."""
+    prefill_tokens: int = 4096
+    """Prompt tokens, padding included, that one step takes in at most; a single longer prompt is taken alone."""
+
+
+class _Ticket:
+    """A request under way: its row, and the events that its caller reads."""
+
+    def __init__(self, row: Row, stream: bool) -> None:
+        self.row, self.stream = row, stream
+        self.events: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+        """Pieces of text; None for the end; an error."""
+
+
+class TransformersEngine:
+    """One base model, held once, whatever the number of its adapters."""
+
+    def __init__(
+        self, name: str, source: str, *, dtype: str = "float32", device: str = "cpu", threads: int = 1, limits: Limits | None = None
+    ) -> None:
+        self._name, self._source, self._dtype, self._device = name, source, dtype, device
+        self._limits = limits or Limits()
+        self._model_thread = ThreadPoolExecutor(1, f"model-{name}", initializer=torch.set_num_threads, initargs=(threads,))
+        self._text_thread = ThreadPoolExecutor(1, f"text-{name}")
+        self._base: Base | None = None
+        self._waiting: deque[_Ticket] = deque()
+        self._running: dict[Row, _Ticket] = {}
+        self._left: set[Row] = set()
+        self._work_came = asyncio.Event()
+        self._room_came = asyncio.Condition()
+        self._loop: asyncio.Task[None] | None = None
+
+    @property
+    def base(self) -> Base:
+        """The base model. Raises Unavailable ENGINE_UNAVAILABLE until it is loaded."""
+        return self._check_loaded()
+
+    def _check_loaded(self) -> Base:
+        if self._base is None:
+            raise Unavailable("ENGINE_UNAVAILABLE", "model {name} is still being loaded: try again soon", name=self._name, retry_after_s=2)
+        return self._base
+
+    @property
+    def running_count(self) -> int:
+        """Requests in the batch."""
+        return len(self._running)
+
+    @property
+    def waiting_count(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    async def prepare(self) -> None:
+        """Loads the base. Raises ValueError when it cannot be served."""
+        try:
+            folder = await asyncio.to_thread(_folder, self._source)
+            await self._on_model_thread(self._load, folder)
+            digest = await asyncio.to_thread(base_sha256, folder)
+        except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(
+                f"base model {self._name} cannot be served from {self._source}: {why}. It must be a folder or hub name with config.json, "
+                "tokenizer.json and *.safetensors"
+            ) from error
+        self._base = Base(self._name, self._source, digest, self._context, datetime.now(UTC))
+        self._loop = asyncio.create_task(self._run(), name=f"batch-{self._name}")
+        _log.info("model loaded", model=self._name, context_tokens=self._context, dtype=str(self._model.dtype), device=self._device)
+
+    async def encode(self, prompt: Prompt) -> Encoded:
+        """Tokens of a prompt, special tokens as the model wants them, never twice."""
+        self._check_loaded()
+        return await asyncio.get_running_loop().run_in_executor(self._text_thread, self._encode, prompt)
+
+    async def generate(self, work: Work) -> AsyncGenerator[str | Generation, None]:
+        """Pieces of text if wanted, then the whole. Raises ResourceExhausted QUEUE_FULL, Unavailable ENGINE_UNAVAILABLE."""
+        started = time.perf_counter()
+        decoding = work.decoding
+        seed = None
+        if not decoding.greedy:
+            seed = secrets.randbits(63) if decoding.seed is None else decoding.seed
+        text = TextStream(self._decode, decoding.stop)
+        row = Row(work, text, seed)
+        ticket = _Ticket(row, work.stream)
+        await self._submit(ticket, work.patient)
+        try:
+            while (event := await ticket.events.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+            if row.finish is None:
+                raise Unavailable("ENGINE_UNAVAILABLE", "model {name} is stopping", name=self._name)
+            latency = (time.perf_counter() - started) * 1e3
+            # Our own machine has no price per token: known to be free.
+            yield Generation(text.text, row.finish, len(row.prompt), row.count, latency, 0.0, tuple(row.tokens), seed)
+        finally:
+            self._forget(ticket)
+
+    async def load_adapter(self, adapter: str, folder: Path) -> None:
+        """Puts an adapter in, between two steps: InvalidArgument ADAPTER_UNREADABLE, FailedPrecondition ADAPTER_BASE_MISMATCH."""
+        self._check_loaded()
+        await self._on_model_thread(self._rack.load, adapter, folder)
+
+    async def unload_adapter(self, adapter: str) -> None:
+        """Takes an adapter out, between two steps."""
+        await self._on_model_thread(self._rack.unload, adapter)
+
+    async def score(self, rows: Sequence[tuple[str | None, Canary]]) -> tuple[tuple[float, ...], ...]:
+        """Log-probabilities of the completions' tokens, all rows in one batch."""
+        self._check_loaded()
+        loop = asyncio.get_running_loop()
+        encoded = [(adapter, *await loop.run_in_executor(self._text_thread, self._encode_canary, canary)) for adapter, canary in rows]
+        for _, prompt, completion in encoded:
+            if not completion or len(prompt) + len(completion) > self._context:
+                raise InvalidArgument(
+                    "ADAPTER_UNREADABLE", "a canary of the manifest is empty or longer than the model's context", field="uri"
+                )
+        return tuple(await self._on_model_thread(self._batch.score, encoded))
+
+    async def close(self) -> None:
+        """Ends all work; requests under way fail with ENGINE_UNAVAILABLE."""
+        if self._loop is not None:
+            self._loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop
+        self._fail(Unavailable("ENGINE_UNAVAILABLE", "the service is stopping"))
+        self._model_thread.shutdown(wait=False)
+        self._text_thread.shutdown(wait=False)
+
+    async def _on_model_thread(self, call: Callable[_P, _T], *args: _P.args, **_: _P.kwargs) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._model_thread, call, *args)
+
+    # The queue and the batch, on the event loop.
+
+    async def _submit(self, ticket: _Ticket, patient: bool) -> None:
+        self._check_loaded()
+        if patient:
+            async with self._room_came:
+                await self._room_came.wait_for(lambda: not self._full)
+        elif self._full:
+            raise ResourceExhausted(
+                "QUEUE_FULL",
+                "{waiting} requests wait for model {name} already",
+                waiting=len(self._waiting),
+                name=self._name,
+                retry_after_s=1,
+            )
+        self._waiting.append(ticket)
+        self._work_came.set()
+
+    @property
+    def _full(self) -> bool:
+        return len(self._waiting) + len(self._running) >= self._limits.batch_size + self._limits.queue_limit
+
+    def _forget(self, ticket: _Ticket) -> None:
+        if self._running.pop(ticket.row, None) is not None:
+            self._left.add(ticket.row)
+            self._work_came.set()
+        elif ticket in self._waiting:
+            self._waiting.remove(ticket)
+
+    async def _run(self) -> None:
+        while True:
+            await self._work_came.wait()
+            newcomers = self._admit()
+            left, self._left = frozenset(self._left), set()
+            try:
+                progress = await self._on_model_thread(self._batch.step, [ticket.row for ticket in newcomers], left)
+            except Exception as error:
+                _log.exception("a step failed; its requests end", model=self._name)
+                self._fail(Unavailable("ENGINE_UNAVAILABLE", "model {name} failed: {error}", name=self._name, error=type(error).__name__))
+                await self._on_model_thread(self._batch.clear)
+                progress = []
+            for row, piece in progress:
+                self._deliver(row, piece)
+            if not (self._waiting or self._running or self._left):
+                self._work_came.clear()
+            async with self._room_came:
+                self._room_came.notify_all()
+
+    def _admit(self) -> list[_Ticket]:
+        """Moves waiting requests, in order, into the batch while there is room and padding stays small."""
+        admitted: list[_Ticket] = []
+        longest, total = 0, 0
+        while self._waiting and len(self._running) < self._limits.batch_size:
+            length = len(self._waiting[0].row.prompt)
+            longest, total = max(longest, length), total + length
+            padded = longest * (len(admitted) + 1)
+            if admitted and (padded > self._limits.prefill_tokens or padded > _PADDING * total):
+                break
+            ticket = self._waiting.popleft()
+            self._running[ticket.row] = ticket
+            admitted.append(ticket)
+        return admitted
+
+    def _deliver(self, row: Row, piece: str) -> None:
+        ticket = self._running.get(row)
+        if ticket is None:
+            return
+        if piece and ticket.stream:
+            ticket.events.put_nowait(piece)
+        if row.finish is not None:
+            del self._running[row]
+            ticket.events.put_nowait(None)
+
+    def _fail(self, error: Exception) -> None:
+        for ticket in (*self._running.values(), *self._waiting):
+            ticket.events.put_nowait(error)
+        self._running.clear()
+        self._waiting.clear()
+        self._left.clear()
+
+    # What runs on the two threads.
+
+    def _load(self, folder: Path) -> None:
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        dtype = self._dtype if self._dtype == "auto" else getattr(torch, self._dtype)
+        read: Any = AutoModelForCausalLM.from_pretrained
+        self._model = read(folder, dtype=dtype, use_safetensors=True).to(self._device).eval().requires_grad_(False)
+        config = self._model.config
+        self._context = int(getattr(config.get_text_config(), "max_position_embeddings", None) or self._tokenizer.model_max_length)
+        kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+        if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise ValueError(f"model {self._name} keeps its past in {names}, which cannot share a batch: serve it by another engine")
+        ends = self._model.generation_config.eos_token_id
+        ends = self._tokenizer.eos_token_id if ends is None else ends
+        # A copy of its own: a tokenizer must not be used by two threads at once.
+        detokenizer = copy.deepcopy(self._tokenizer)
+        self._decode = _decoder(detokenizer)
+        self._rack = LoraRack(self._model)
+        end_ids = frozenset(ends if isinstance(ends, list) else [ends])
+        self._batch = ContinuousBatch(self._model, self._rack, end_ids, lambda token: str(detokenizer.decode([token])))
+
+    def _encode(self, prompt: Prompt) -> Encoded:
+        if isinstance(prompt, str):
+            begins = self._tokenizer.bos_token is not None and prompt.startswith(self._tokenizer.bos_token)
+            return Encoded(prompt, tuple(self._tokenizer(prompt, add_special_tokens=not begins)["input_ids"]))
+        if not self._tokenizer.chat_template:
+            raise FailedPrecondition("CHAT_TEMPLATE_MISSING", "model {name} has no chat template: send bare text", name=self._name)
+        messages = [{"role": turn.role, "content": turn.content} for turn in prompt]
+        try:
+            ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+        except TemplateError as error:
+            raise InvalidArgument(
+                "CONVERSATION_INVALID", "the chat template of {name} refuses this: {error}", name=self._name, error=error, field="prompt"
+            ) from error
+        return Encoded(prompt, tuple(ids))
+
+    def _encode_canary(self, canary: Canary) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Prompt and completion: what the chat template adds to the prompt when the answer is there, end of turn included."""
+        prompt = self._encode(canary.prompt).tokens
+        if not isinstance(canary.prompt, str):
+            messages = [{"role": turn.role, "content": turn.content} for turn in (*canary.prompt, Turn("assistant", canary.completion))]
+            whole = tuple(self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+            if whole[: len(prompt)] == prompt:
+                return prompt, whole[len(prompt) :]
+        # Bare text, or a template that tells past turns otherwise; any answer tells whether an adapter changes anything, and one that
+        # was measured on other tokens is not reproduced.
+        return prompt, tuple(self._tokenizer(canary.completion, add_special_tokens=False)["input_ids"])
+
+
+def base_sha256(folder: Path) -> str:
+    """Hash of a base model's weights: sha256 over lines `<file name>:<sha256 of the file>` of its *.safetensors files in name order."""
+    lines = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            lines.append(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _folder(source: str) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        return path
+    # Weights as safetensors only, and no code.
+    return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]))
+
+
+def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    """Text of tokens without special ones. The fast tokenizer's own call, because this happens twice a token."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return lambda ids: str(fast.decode(ids, skip_special_tokens=True))

@@ -1,0 +1,158 @@
+"""The proof that an adapter is what it says and is applied. Knows folders, manifests and the engine's port; no model library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from services.common.errors import FailedPrecondition, InvalidArgument, TunetrialError
+from services.generator.domain import Base, Canary, Engine, Proof, Turn
+
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+# For adapters without a manifest: any text tells whether an adapter changes anything.
+_OWN_CANARIES = (
+    ("What is the capital of France?", "The capital of France is Paris."),
+    ("Answer yes or no: is water wet?", "yes"),
+    ("Who wrote the report, and when?", "It was written by the committee in 1987, after the second meeting."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """What a folder says of its adapter; None and empty where no manifest says it."""
+
+    folder: Path
+    weights_sha256: str
+    config_sha256: str
+    manifest_weights_sha256: str | None = None
+    manifest_base_sha256: str | None = None
+    canaries: tuple[Canary, ...] = ()
+
+    def check(self, base: Base) -> None:
+        """Raises FailedPrecondition ADAPTER_CHECKSUM_MISMATCH or ADAPTER_BASE_MISMATCH where the manifest says otherwise."""
+        if self.manifest_weights_sha256 not in (None, self.weights_sha256):
+            raise FailedPrecondition(
+                "ADAPTER_CHECKSUM_MISMATCH",
+                "the weights in {uri} have sha256 {found}, their manifest says {expected}: bring the adapter again",
+                uri=str(self.folder),
+                found=self.weights_sha256,
+                expected=str(self.manifest_weights_sha256),
+            )
+        if self.manifest_base_sha256 not in (None, base.weights_sha256):
+            raise FailedPrecondition(
+                "ADAPTER_BASE_MISMATCH",
+                "the adapter in {uri} was trained on a base with sha256 {expected}; {base} has {found}",
+                uri=str(self.folder),
+                base=base.name,
+                found=base.weights_sha256,
+                expected=str(self.manifest_base_sha256),
+            )
+
+
+def read_adapter(folder: Path) -> AdapterFiles:
+    """Hashes and manifest of an adapter's folder. Raises InvalidArgument ADAPTER_UNREADABLE."""
+
+    def unreadable(why: str) -> InvalidArgument:
+        return InvalidArgument("ADAPTER_UNREADABLE", "the adapter in {uri} cannot be read: {why}", uri=str(folder), why=why, field="uri")
+
+    try:
+        config, weights = (_sha256(folder / name) for name in _FILES)
+        path = folder / "manifest.json"
+        if not path.exists():
+            return AdapterFiles(folder, weights, config)
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return AdapterFiles(
+            folder,
+            weights,
+            config,
+            manifest_weights_sha256=manifest.get("weights_sha256"),
+            manifest_base_sha256=manifest.get("base_sha256"),
+            canaries=tuple(_canary(canary) for canary in manifest.get("canaries", ())),
+        )
+    except OSError as error:
+        raise unreadable(f"{error.filename or folder}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unreadable(f"manifest.json: {type(error).__name__}: {error}") from error
+
+
+async def prove(engine: Engine, adapter: str, canaries: Sequence[Canary], tolerance: float) -> Proof:
+    """Scores canary answers under base and adapter, in batches that mix them as requests will.
+
+    The base's noise is the difference between a base row with another base row beside it and the same row alone. The adapter's row
+    takes the place of a base row in a batch of the same shape, so an adapter that adds nothing gives the same numbers to the last bit
+    on a deterministic engine, and no more than noise elsewhere.
+    """
+    chosen = tuple(canaries) or await _own_canaries(engine)
+    from_base, noise, from_manifest = 0.0, 0.0, None
+    for canary in chosen:
+        # Both second rows: an adapter's row stands after the base's, and the place in a batch may change the last bit.
+        _, base = await engine.score([(None, canary), (None, canary)])
+        _, adapted = await engine.score([(None, canary), (adapter, canary)])
+        (alone,) = await engine.score([(None, canary)])
+        if not all(map(math.isfinite, adapted)):
+            raise FailedPrecondition("ADAPTER_NOT_REPRODUCED", "adapter {name} gives log-probabilities that are no numbers", name=adapter)
+        noise = max(noise, _distance(base, alone))
+        from_base = max(from_base, _distance(adapted, base))
+        if canary.adapter_log_probabilities is not None:
+            from_manifest = max(from_manifest or 0.0, _distance(adapted, canary.adapter_log_probabilities))
+    return Proof(len(chosen), from_base, noise, from_manifest, tolerance, datetime.now(UTC))
+
+
+def failure(proof: Proof, name: str) -> TunetrialError | None:
+    """Why a proof fails: FailedPrecondition ADAPTER_CHANGES_NOTHING or ADAPTER_NOT_REPRODUCED; None when it holds."""
+    if proof.difference_from_base <= proof.base_noise:
+        return FailedPrecondition(
+            "ADAPTER_CHANGES_NOTHING",
+            "adapter {name} changes nothing: its log-probabilities differ from the base's by {difference} nats, noise is {noise}",
+            name=name,
+            difference=proof.difference_from_base,
+            noise=proof.base_noise,
+        )
+    if proof.difference_from_manifest is not None and proof.difference_from_manifest > proof.tolerance:
+        return FailedPrecondition(
+            "ADAPTER_NOT_REPRODUCED",
+            "adapter {name} does not give what its manifest says: log-probabilities differ by {difference} nats, {tolerance} are allowed",
+            name=name,
+            difference=proof.difference_from_manifest,
+            tolerance=proof.tolerance,
+        )
+    return None
+
+
+async def _own_canaries(engine: Engine) -> tuple[Canary, ...]:
+    try:
+        await engine.encode((Turn("user", "?"),))
+    except FailedPrecondition:
+        return tuple(Canary(question, f" {answer}") for question, answer in _OWN_CANARIES)
+    return tuple(Canary((Turn("user", question),), answer) for question, answer in _OWN_CANARIES)
+
+
+def _distance(ones: Sequence[float], others: Sequence[float]) -> float:
+    # Other counts of tokens mean another tokenizer: nothing is reproduced.
+    if len(ones) != len(others):
+        return math.inf
+    return max((abs(one - other) for one, other in zip(ones, others, strict=True)), default=0.0)
+
+
+def _canary(canary: dict[str, Any]) -> Canary:
+    turns = tuple(Turn(str(turn["role"]), str(turn["content"])) for turn in canary["messages"])
+    adapted = canary.get("adapter_log_probabilities")
+    return Canary(turns, str(canary["completion"]), None if adapted is None else _finite(adapted))
+
+
+def _finite(values: Sequence[Any]) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values)
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a log-probability that is no number")
+    return numbers
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

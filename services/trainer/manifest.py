@@ -1,0 +1,113 @@
+"""Adapters on disk: weights, configuration, manifest.json and a model card in a folder; published whole or not. Knows no training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from services.trainer.domain import Adapter
+from services.trainer.records import ADAPTER
+
+WEIGHTS = "adapter_model.safetensors"
+MANIFEST = "manifest.json"
+_PARTIAL = ".partial-"
+"""Names of adapters do not begin with '.', so the two never meet."""
+
+
+def partial_folder(adapters_dir: Path, job_id: str) -> Path:
+    """A new folder for an adapter in the making, on the same file system as its final place. Raises OSError."""
+    folder = adapters_dir / f"{_PARTIAL}{job_id}-{os.getpid()}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write(folder: Path, adapter: Adapter, more: Mapping[str, Any]) -> None:
+    """Writes manifest and model card. `more` is what the manifest holds beside the adapter's own fields. Raises OSError."""
+    # The uri is left out: a manifest must stay true when its folder is copied elsewhere.
+    manifest = {**ADAPTER.dump_python(adapter, mode="json", exclude={"uri"}), **more}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_card(adapter, more["recipe"]), encoding="utf-8")
+
+
+def publish(partial: Path, final: Path, job_id: str) -> None:
+    """Gives a finished folder its name, at once and for good. Raises OSError, FileExistsError when another job has the name."""
+    for file in partial.iterdir():
+        # The weights come out readable for their owner only; engines may run as somebody else.
+        file.chmod(0o644)
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    try:
+        partial.rename(final)
+    except OSError:
+        # The same job may have published before it was interrupted and run again; the result is the same.
+        if read(final, job_id) is None:
+            if final.exists():
+                raise FileExistsError(f"the adapter folder {final.name} exists already and is of another job") from None
+            raise
+        shutil.rmtree(partial)
+    _sync_folder(final.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(folder: Path, job_id: str) -> Adapter | None:
+    """The adapter in a folder if that job made it; None otherwise."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if manifest.get("job_id") != job_id:
+        return None
+    return ADAPTER.validate_python({**manifest, "uri": str(folder)})
+
+
+class AdapterFiles:
+    """The published adapters of one folder."""
+
+    def __init__(self, adapters_dir: Path) -> None:
+        self._dir = adapters_dir
+
+    def exists(self, name: str) -> bool:
+        """Whether something is published under `name`."""
+        return (self._dir / name).exists()
+
+    def published(self, name: str, job_id: str) -> Adapter | None:
+        """The adapter `name` if that job made it."""
+        return read(self._dir / name, job_id)
+
+    def discard_partial(self, job_id: str | None = None) -> None:
+        """Removes what unfinished jobs left behind: of one job, or of all."""
+        for folder in self._dir.glob(f"{_PARTIAL}{job_id or ''}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _card(adapter: Adapter, recipe: Mapping[str, Any]) -> str:
+    method, data = recipe["method"], adapter.dataset
+    lora, course = method["lora"], method["optimization"]
+    length = f"{course['epochs']:g} epochs" if course["epochs"] is not None else f"{course['max_steps']} steps"
+    return f"""---
+library_name: peft
+---
+
+# {adapter.name}
+
+A LoRA adapter (rank {lora["rank"]}, alpha {lora["alpha"]:g}) for the base `{adapter.base}`, trained by supervised fine-tuning on the
+assistant's tokens: {data.example_count - data.masked_count} examples, {length}, {course["batch_size"]} examples a step, learning rate
+{course["learning_rate"]:g} ({course["schedule"]}), seed {recipe["seed"]}. Loss at the end {adapter.final_loss:.4f} nats a token.
+
+Of {data.example_count} examples, {data.truncated_count} were cut to the longest length allowed and {data.masked_count} left out because
+the cut left no answer token.
+
+`manifest.json` holds every setting, the hashes of base, data and weights, the library versions, and the log-probabilities on a few prompts
+by which an engine can prove that it applies this adapter. It fits the base with sha256 `{adapter.base_sha256}` only.
+"""

@@ -1,0 +1,203 @@
+"""Wire to domain and back. The only module of this service that sees *_pb2; holds no rule of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from tunetrial.trainer.v1 import trainer_pb2, trainer_pb2_grpc
+
+from services.common.errors import InvalidArgument
+from services.trainer.domain import (
+    Adapter,
+    DatasetReport,
+    Job,
+    JobState,
+    Lora,
+    Optimization,
+    Progress,
+    SupervisedFineTuning,
+    TrainingSpec,
+    unsupported,
+)
+from services.trainer.job_queue import JobQueue
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_STATES = {
+    JobState.QUEUED: trainer_pb2.JOB_STATE_QUEUED,
+    JobState.RUNNING: trainer_pb2.JOB_STATE_RUNNING,
+    JobState.SUCCEEDED: trainer_pb2.JOB_STATE_SUCCEEDED,
+    JobState.FAILED: trainer_pb2.JOB_STATE_FAILED,
+    JobState.CANCELLED: trainer_pb2.JOB_STATE_CANCELLED,
+}
+_FILTERS = {wire: state for state, wire in _STATES.items()} | {trainer_pb2.JOB_STATE_UNSPECIFIED: None}
+
+
+class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
+    """The rpcs of the contract."""
+
+    def __init__(self, jobs: JobQueue) -> None:
+        self._jobs = jobs
+
+    async def CreateTrainingJob(
+        self, request: trainer_pb2.CreateTrainingJobRequest, context: _Context
+    ) -> trainer_pb2.CreateTrainingJobResponse:
+        """Queues a job, or finds the one that does the same."""
+        job = await self._jobs.create(to_spec(request.spec), request.request_id)
+        return trainer_pb2.CreateTrainingJobResponse(job=from_job(job))
+
+    async def GetTrainingJob(self, request: trainer_pb2.GetTrainingJobRequest, context: _Context) -> trainer_pb2.GetTrainingJobResponse:
+        """One job."""
+        return trainer_pb2.GetTrainingJobResponse(job=from_job(await self._jobs.get(request.id)))
+
+    async def ListTrainingJobs(
+        self, request: trainer_pb2.ListTrainingJobsRequest, context: _Context
+    ) -> trainer_pb2.ListTrainingJobsResponse:
+        """A page of jobs."""
+        if request.state not in _FILTERS:
+            raise InvalidArgument("STATE_UNKNOWN", "state {state} is none of JobState", state=request.state, field="state")
+        size = request.page_size if request.HasField("page_size") else None
+        jobs, token = await self._jobs.page(_FILTERS[request.state], size, request.page_token)
+        return trainer_pb2.ListTrainingJobsResponse(jobs=[from_job(job) for job in jobs], next_page_token=token)
+
+    async def CancelTrainingJob(
+        self, request: trainer_pb2.CancelTrainingJobRequest, context: _Context
+    ) -> trainer_pb2.CancelTrainingJobResponse:
+        """Ends a job."""
+        return trainer_pb2.CancelTrainingJobResponse(job=from_job(await self._jobs.cancel(request.id)))
+
+    async def WatchTrainingJob(
+        self, request: trainer_pb2.WatchTrainingJobRequest, context: _Context
+    ) -> AsyncIterator[trainer_pb2.WatchTrainingJobResponse]:
+        """A job at each change."""
+        async for job in self._jobs.watch(request.id):
+            yield trainer_pb2.WatchTrainingJobResponse(job=from_job(job))
+
+    async def ListAdapters(self, request: trainer_pb2.ListAdaptersRequest, context: _Context) -> trainer_pb2.ListAdaptersResponse:
+        """A page of adapters."""
+        size = request.page_size if request.HasField("page_size") else None
+        adapters, token = await self._jobs.adapters(request.base, size, request.page_token)
+        return trainer_pb2.ListAdaptersResponse(adapters=[from_adapter(adapter) for adapter in adapters], next_page_token=token)
+
+    async def GetAdapter(self, request: trainer_pb2.GetAdapterRequest, context: _Context) -> trainer_pb2.GetAdapterResponse:
+        """One adapter."""
+        return trainer_pb2.GetAdapterResponse(adapter=from_adapter(await self._jobs.adapter(request.name)))
+
+
+def to_spec(spec: trainer_pb2.TrainingSpec) -> TrainingSpec:
+    """Raises InvalidArgument for settings out of range, Unimplemented METHOD_NOT_SUPPORTED."""
+    method = spec.WhichOneof("method")
+    if method is None:
+        raise InvalidArgument("FIELD_MISSING", "set {field}: how to train", field="spec.sft")
+    if method != "sft":
+        raise unsupported(method)
+    tuning = SupervisedFineTuning(Lora.given(**_set_fields(spec.sft.lora)), Optimization.given(**_set_fields(spec.sft.optimization)))
+    return TrainingSpec(spec.adapter_name, spec.base, spec.dataset_uri, spec.evaluation_uri, spec.seed, tuning)
+
+
+def _set_fields(message: Message) -> dict[str, Any]:
+    """Fields that were sent, by name; the domain's parameters bear the same names."""
+    return {descriptor.name: value for descriptor, value in message.ListFields()}
+
+
+def from_spec(spec: TrainingSpec) -> trainer_pb2.TrainingSpec:
+    """With every default filled in."""
+    lora, course = spec.method.lora, spec.method.optimization
+    return trainer_pb2.TrainingSpec(
+        adapter_name=spec.adapter_name,
+        base=spec.base,
+        dataset_uri=spec.dataset_uri,
+        evaluation_uri=spec.evaluation_uri,
+        seed=spec.seed,
+        sft=trainer_pb2.SupervisedFineTuning(
+            lora=trainer_pb2.Lora(
+                rank=lora.rank,
+                alpha=lora.alpha,
+                dropout=lora.dropout,
+                target_modules=lora.target_modules,
+                rank_stabilized=lora.rank_stabilized,
+                dora=lora.dora,
+                four_bit=lora.four_bit,
+            ),
+            optimization=trainer_pb2.Optimization(
+                epochs=course.epochs,
+                max_steps=course.max_steps,
+                learning_rate=course.learning_rate,
+                batch_size=course.batch_size,
+                micro_batch_size=course.micro_batch_size,
+                max_length=course.max_length,
+                warmup_ratio=course.warmup_ratio,
+                weight_decay=course.weight_decay,
+                schedule=course.schedule,
+                max_gradient_norm=course.max_gradient_norm,
+            ),
+        ),
+    )
+
+
+def from_job(job: Job) -> trainer_pb2.TrainingJob:
+    """A job on the wire."""
+    return trainer_pb2.TrainingJob(
+        id=job.id,
+        spec=from_spec(job.spec),
+        state=_STATES[job.state],
+        progress=_from_progress(job.progress),
+        dataset=None if job.dataset is None else _from_report(job.dataset),
+        error=job.error,
+        adapter=job.adapter,
+        create_time=_from_time(job.create_time),
+        start_time=None if job.start_time is None else _from_time(job.start_time),
+        end_time=None if job.end_time is None else _from_time(job.end_time),
+    )
+
+
+def from_adapter(adapter: Adapter) -> trainer_pb2.Adapter:
+    """An adapter on the wire."""
+    return trainer_pb2.Adapter(
+        name=adapter.name,
+        uri=adapter.uri,
+        base=adapter.base,
+        base_sha256=adapter.base_sha256,
+        weights_sha256=adapter.weights_sha256,
+        dataset_sha256=adapter.dataset_sha256,
+        job_id=adapter.job_id,
+        final_loss=adapter.final_loss,
+        trained_tokens=adapter.trained_tokens,
+        training_s=adapter.training_s,
+        dataset=_from_report(adapter.dataset),
+        library_versions=adapter.library_versions,
+        create_time=_from_time(adapter.create_time),
+    )
+
+
+def _from_progress(progress: Progress) -> trainer_pb2.TrainingProgress:
+    return trainer_pb2.TrainingProgress(
+        step=progress.step,
+        step_count=progress.step_count,
+        loss=progress.loss,
+        evaluation_loss=progress.evaluation_loss,
+        tokens_per_second=progress.tokens_per_second,
+        remaining_s=progress.remaining_s,
+        gradient_norm=progress.gradient_norm,
+        learning_rate=progress.learning_rate,
+    )
+
+
+def _from_report(report: DatasetReport) -> trainer_pb2.DatasetReport:
+    return trainer_pb2.DatasetReport(
+        example_count=report.example_count,
+        truncated_count=report.truncated_count,
+        masked_count=report.masked_count,
+        token_count=report.token_count,
+        answer_token_count=report.answer_token_count,
+    )
+
+
+def _from_time(time: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(time)
+    return stamp
