@@ -3,7 +3,7 @@
     python benchmarks/retriever.py                 # 20,000 passages, 200 queries, about a minute
     python benchmarks/retriever.py --json          # the same as one JSON object
 
-Three ways to answer each query, taken in turn so that all see the same machine: the service over gRPC (another process), its retriever in
+Three ways to answer each query, taken in turn: the service over gRPC (another process), its retriever in
 this process, and LanceDB's own hybrid query with its RRF reranker after `SentenceTransformer.encode_query`, one thread each. LanceDB has
 one limit for legs and result: to fuse the same 50 passages of each leg it must return 50; its time with a limit of 5 is given as well.
 Passages have random unit vectors instead of encoded ones, which changes no cost of a search; queries are encoded by the real model.
@@ -44,7 +44,7 @@ from services.retriever.encoder import BUNDLED, SentenceEncoders  # noqa: E402
 from services.retriever.lance_index import LanceIndexes  # noqa: E402
 from services.retriever.retriever import Retriever  # noqa: E402
 
-INDEX, DIMENSIONS, BATCH = "synthetic", 384, 4000
+INDEX, DIMENSIONS, BATCH, TURN = "synthetic", 384, 4000, 10
 COLUMNS = ["id", "text", "document", "title", "heading", "metadata"]
 
 
@@ -95,16 +95,19 @@ async def service(folder: Path) -> AsyncIterator[retriever_pb2_grpc.RetrieverSer
 
 
 async def timed(ways: dict[str, Callable[[str], Awaitable[object]]], queries: list[str], warm_up: int) -> dict[str, float]:
-    """Median milliseconds of each way. The ways take turns, each query beginning with another one."""
+    """Median milliseconds of each way. They take turns of ten queries, each round beginning with another one, so that all see the same
+    machine, with caches as warm as those of a service in use.
+    """
     times: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
-    for number, query in enumerate(queries):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            started = time.perf_counter()
-            await ways[name](query)
-            if number >= warm_up:
-                times[name].append((time.perf_counter() - started) * 1e3)
+    for start in range(0, len(queries), TURN):
+        first = start // TURN % len(names)
+        for name in names[first:] + names[:first]:
+            for query in queries[start : start + TURN]:
+                started = time.perf_counter()
+                await ways[name](query)
+                if start >= warm_up:
+                    times[name].append((time.perf_counter() - started) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

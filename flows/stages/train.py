@@ -20,6 +20,7 @@ from flows.store import digest
 from flows.trial import Trial
 
 VERSION = 1
+_UNDER_WAY = (trainer_pb2.JOB_STATE_QUEUED, trainer_pb2.JOB_STATE_RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,12 @@ def _method(training: TrainingSpec) -> trainer_pb2.SupervisedFineTuning:
     )
 
 
+def _show(trial: Trial, job: trainer_pb2.TrainingJob) -> None:
+    progress = job.progress
+    if progress.step_count:
+        trial.progress.advance("train", 0, note=f"{job.spec.adapter_name} step {progress.step}/{progress.step_count}")
+
+
 async def _job(trial: Trial, spec: trainer_pb2.TrainingSpec, address: str, key: AdapterKey) -> TrainedAdapter:
     async with trial.services.use("trainer") as clients:
         created = await clients.trainer.CreateTrainingJob(trainer_pb2.CreateTrainingJobRequest(spec=spec, request_id=address), timeout=120)
@@ -167,11 +174,11 @@ async def _job(trial: Trial, spec: trainer_pb2.TrainingSpec, address: str, key: 
             # The request was tried before and did not end well: it is new work now.
             again = trainer_pb2.CreateTrainingJobRequest(spec=spec)
             job = (await clients.trainer.CreateTrainingJob(again, timeout=120)).job
-        async for update in clients.trainer.WatchTrainingJob(trainer_pb2.WatchTrainingJobRequest(id=job.id)):
-            job = update.job
-            progress = job.progress
-            if progress.step_count:
-                trial.progress.advance("train", 0, note=f"{spec.adapter_name} step {progress.step}/{progress.step_count}")
+        while job.state in _UNDER_WAY:
+            # A watch lasts no longer than the service lets any call last; training may.
+            async for update in clients.trainer.WatchTrainingJob(trainer_pb2.WatchTrainingJobRequest(id=job.id)):
+                job = update.job
+                _show(trial, job)
         if job.state != trainer_pb2.JOB_STATE_SUCCEEDED:
             state = trainer_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
             raise TrialError(f"training of {spec.adapter_name} {state}: {job.error or 'no reason given'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import enum
 from collections.abc import AsyncGenerator, Sequence
@@ -184,7 +185,8 @@ async def _fit(route: Route, question: Question, hits: Sequence[Hit]) -> _Fitted
     reserve = min(wanted, context // 2) if wanted else min(DEFAULT_MAX_TOKENS, context // 4)
 
     async def with_first(count: int) -> _Fitted:
-        prompt = question.template.render(question.text, [hit.passage for hit in hits[:count]])
+        # In a thread: a template is the caller's program, and may take its time.
+        prompt = await asyncio.to_thread(question.template.render, question.text, [hit.passage for hit in hits[:count]])
         return _Fitted(prompt, await route.engine.encode(prompt), tuple(hits[:count]))
 
     whole = await with_first(len(hits))

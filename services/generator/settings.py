@@ -27,7 +27,11 @@ class Settings(ServerSettings):
     threads: int = Field(1, ge=1, description="Threads of the CPU that one forward pass uses.")
     batch_size: int = Field(32, ge=1, description="Requests that generate together, per base.")
     queue_limit: int = Field(256, ge=0, description="Requests that wait, per base; more are refused with QUEUE_FULL.")
-    prefill_tokens: int = Field(4096, ge=1, description="Prompt tokens that one step takes in; longer prompts are taken one by one.")
+    prefill_tokens: int = Field(
+        512,
+        ge=1,
+        description="Prompt tokens that one step takes in together; longer prompts go one by one, best on a CPU. Raise it on a GPU.",
+    )
     batch_in_flight: int = Field(64, ge=1, description="Requests of one BatchGenerate stream under way at once.")
     max_tokens: int = Field(4096, ge=1, description="Most tokens that a request may ask for.")
     adapter_tolerance: float = Field(

@@ -48,7 +48,7 @@ class Limits:
     """Requests that generate together."""
     queue_limit: int = 256
     """Requests that wait at most."""
-    prefill_tokens: int = 4096
+    prefill_tokens: int = 512
     """Prompt tokens, padding included, that one step takes in at most; a single longer prompt is taken alone."""
 
 

@@ -20,8 +20,8 @@ class Settings(ServerSettings):
     database_url: str = Field("", description="SQLAlchemy URL with an async driver; empty means SQLite under data_dir.")
     models: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
-        description="Bases by name: JSON object, or `name=path` separated by ','; a path is a folder or a hub name. Bases that are not named here "
-        "are folders under uri_roots or hub names.",
+        description="Bases by name: JSON object, or `name=path` separated by ','; a path is a folder or a hub name. "
+        "Bases that are not named here are folders under uri_roots or hub names.",
     )
     slots: int = Field(1, ge=1, description="Jobs that train at once; the others wait.")
     threads: int = Field(1, ge=1, description="CPU threads of each job.")

@@ -39,7 +39,8 @@ def make_base(folder: Path, *, hidden: int = 48, layers: int = 2, seed: int = 0)
         _TEXT, trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|pad|>")  # noqa: S106
+    wrap: Any = PreTrainedTokenizerFast
+    fast = wrap(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|pad|>")
     fast.chat_template = _TEMPLATE
     fast.save_pretrained(folder)
     torch.manual_seed(seed)
@@ -68,7 +69,7 @@ def make_adapter(base: Path, folder: Path, seed: int, *, scale: float = 0.5, mod
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
             weight.data.mul_(scale)
-    tuned.save_pretrained(folder)
+    tuned.save_pretrained(str(folder))
     return folder
 
 
@@ -81,7 +82,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def write_manifest(base: Path, folder: Path, shift: float = 0.0, **changes: Any) -> None:
     """The manifest that a trainer writes, measured by PEFT itself; `shift` nats are added to what is measured."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder).eval()
     canaries = []
     for question, answer in (("who built the bridge?", "nobody knows"), ("the mill?", "yes")):

@@ -47,16 +47,21 @@ async def say(catalog: Catalog, model: str) -> str:
     raise AssertionError
 
 
+def lora_weights(catalog: Catalog) -> list[str]:
+    engine: Any = catalog._engines["tiny"]
+    return [name for name, _ in engine._model.named_parameters() if "lora_" in name]
+
+
 async def refused(catalog: Catalog, folder: Path, kind: type[TunetrialError], reason: str) -> TunetrialError:
     before = await say(catalog, "tiny")
-    modules = sum(1 for name, _ in catalog._engines["tiny"]._model.named_parameters() if "lora_" in name)  # type: ignore[attr-defined]
+    held = lora_weights(catalog)
     with pytest.raises(kind) as error:
         await catalog.load("bad", str(folder), "")
     assert error.value.reason == reason
     with pytest.raises(NotFound):
         await say(catalog, "bad")
     assert [model.name for model in catalog.models()] == ["tiny"]
-    assert sum(1 for name, _ in catalog._engines["tiny"]._model.named_parameters() if "lora_" in name) == modules  # type: ignore[attr-defined]
+    assert lora_weights(catalog) == held
     assert await say(catalog, "tiny") == before
     return error.value
 
@@ -156,7 +161,7 @@ async def test_folders_that_are_no_adapter_are_unreadable(
     prefix = tmp_path / "prefix"
     get_peft_model(
         AutoModelForCausalLM.from_pretrained(base), PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
-    ).save_pretrained(prefix)
+    ).save_pretrained(str(prefix))
     error = await refused(catalog, prefix, InvalidArgument, "ADAPTER_UNREADABLE")
     assert "PREFIX_TUNING" in error.message
 

@@ -26,13 +26,13 @@ class Plain:
     """What `model.generate` says, one prompt at a time."""
 
     def __init__(self, base: Path, adapters: dict[str, Path]) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(base)
         self.model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         for number, folder in enumerate(adapters.values()):
             if number == 0:
                 self.model = PeftModel.from_pretrained(self.model, folder, adapter_name="0")
             else:
-                self.model.load_adapter(folder, str(number))
+                self.model.load_adapter(str(folder), str(number))
         self.model.eval()
         self.names = {name: str(number) for number, name in enumerate(adapters)}
 
@@ -103,9 +103,9 @@ async def test_top_log_probabilities_are_of_the_raw_distribution_best_first(engi
     made = await ask(engine, PROMPTS[2], max_tokens=5, temperature=2.0, seed=1, top_log_probabilities=3)
     greedy = await ask(engine, PROMPTS[2], max_tokens=5, top_log_probabilities=3)
     # The first place has the same past in both, and neither temperature nor the draw may show in its numbers.
-    ids, values = zip(*((rival.id, rival.log_probability) for rival in made.tokens[0].top), strict=True)
-    assert ids == tuple(rival.id for rival in greedy.tokens[0].top)
-    assert values == pytest.approx([rival.log_probability for rival in greedy.tokens[0].top], abs=1e-4)
+    drawn, taken = made.tokens[0].top, greedy.tokens[0].top
+    assert [rival.id for rival in drawn] == [rival.id for rival in taken]
+    assert [rival.log_probability for rival in drawn] == pytest.approx([rival.log_probability for rival in taken], abs=1e-4)
     for token in greedy.tokens:
         values = [rival.log_probability for rival in token.top]
         assert values == sorted(values, reverse=True)

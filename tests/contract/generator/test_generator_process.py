@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -44,7 +45,7 @@ def process(base: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes],
 
 
 def wait_until_serving(channel: grpc.Channel) -> None:
-    stub = health_pb2_grpc.HealthStub(channel)
+    stub: Any = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service=SERVICE)
     for response in stub.Watch(request, timeout=60):
         if response.status == health_pb2.HealthCheckResponse.SERVING:

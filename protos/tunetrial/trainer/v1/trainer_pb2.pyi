@@ -72,7 +72,7 @@ class TrainingSpec(_message.Message):
     PROMPT_TUNING_FIELD_NUMBER: _builtins.int
     HOSTED_FIELD_NUMBER: _builtins.int
     adapter_name: _builtins.str
-    """Name that the adapter gets: letters, digits, '.', '-' and '_', 1 to 128 characters."""
+    """Name that the adapter gets: letters, digits, '.', '-' and '_', 1 to 128 characters, not beginning with '.'."""
     base: _builtins.str
     """Path or hub name of the base model."""
     dataset_uri: _builtins.str
@@ -80,7 +80,7 @@ class TrainingSpec(_message.Message):
     evaluation_uri: _builtins.str
     """Data for evaluation in the same form; empty for none."""
     seed: _builtins.int
-    """Seed of initialisation, order and dropout."""
+    """Seed of initialisation, order and dropout, 0 to 4294967295."""
     @_builtins.property
     def sft(self) -> Global___SupervisedFineTuning:
         """Supervised fine-tuning."""
@@ -240,7 +240,7 @@ class Optimization(_message.Message):
     epochs: _builtins.float
     """Passes over the data, above 0; unset means 3 unless `max_steps` is set."""
     max_steps: _builtins.int
-    """Steps instead of epochs, at least 1."""
+    """Steps instead of epochs, at least 1; not both."""
     learning_rate: _builtins.float
     """Peak learning rate, above 0; unset means 2e-4."""
     batch_size: _builtins.int
@@ -463,7 +463,7 @@ class TrainingJob(_message.Message):
     """Name of the adapter that it made; empty until it succeeded."""
     @_builtins.property
     def spec(self) -> Global___TrainingSpec:
-        """What it trains."""
+        """What it trains, with defaults filled in."""
 
     @_builtins.property
     def progress(self) -> Global___TrainingProgress:
@@ -607,7 +607,7 @@ class DatasetReport(_message.Message):
     truncated_count: _builtins.int
     """Examples longer than `max_length`: cut at the end."""
     masked_count: _builtins.int
-    """Examples left out because the cut left no answer token."""
+    """Examples left out because the cut left no answer token; they count as truncated too."""
     token_count: _builtins.int
     """Tokens an epoch."""
     answer_token_count: _builtins.int

@@ -79,7 +79,8 @@ class TrainerServiceServicer:
     def CreateTrainingJob(self, request, context):
         """Queues a job and returns at once. The same `request_id` returns the job that it made before; the same work (base, data, method, seed) returns the job
         that did it. INVALID_ARGUMENT for settings out of range, BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED; RESOURCE_EXHAUSTED QUEUE_FULL;
-        UNIMPLEMENTED METHOD_NOT_SUPPORTED; ALREADY_EXISTS REQUEST_ID_REUSED for other work.
+        UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED; ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
+        A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +108,7 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchTrainingJob(self, request, context):
-        """The job now and at every change until it has ended. NOT_FOUND JOB_NOT_FOUND.
+        """The job now and at every change until it has ended, or until the longest duration of a call: then watch again. NOT_FOUND JOB_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,8 @@ class TrainerServiceStub:
     CreateTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateTrainingJobRequest, _trainer_pb2.CreateTrainingJobResponse]
     """Queues a job and returns at once. The same `request_id` returns the job that it made before; the same work (base, data, method, seed) returns the job
     that did it. INVALID_ARGUMENT for settings out of range, BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED; RESOURCE_EXHAUSTED QUEUE_FULL;
-    UNIMPLEMENTED METHOD_NOT_SUPPORTED; ALREADY_EXISTS REQUEST_ID_REUSED for other work.
+    UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED; ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
+    A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job.
     """
     GetTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetTrainingJobRequest, _trainer_pb2.GetTrainingJobResponse]
     """One job. NOT_FOUND JOB_NOT_FOUND."""
@@ -45,7 +46,7 @@ class TrainerServiceStub:
     CancelTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CancelTrainingJobRequest, _trainer_pb2.CancelTrainingJobResponse]
     """Ends a queued or running job within 5 seconds; a job that has ended stays as it is. NOT_FOUND JOB_NOT_FOUND."""
     WatchTrainingJob: _grpc.UnaryStreamMultiCallable[_trainer_pb2.WatchTrainingJobRequest, _trainer_pb2.WatchTrainingJobResponse]
-    """The job now and at every change until it has ended. NOT_FOUND JOB_NOT_FOUND."""
+    """The job now and at every change until it has ended, or until the longest duration of a call: then watch again. NOT_FOUND JOB_NOT_FOUND."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListAdaptersRequest, _trainer_pb2.ListAdaptersResponse]
     """Finished adapters, newest first. INVALID_ARGUMENT PAGE_TOKEN_INVALID."""
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetAdapterRequest, _trainer_pb2.GetAdapterResponse]
@@ -59,7 +60,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     CreateTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateTrainingJobRequest, _trainer_pb2.CreateTrainingJobResponse]  # type: ignore[assignment]
     """Queues a job and returns at once. The same `request_id` returns the job that it made before; the same work (base, data, method, seed) returns the job
     that did it. INVALID_ARGUMENT for settings out of range, BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED; RESOURCE_EXHAUSTED QUEUE_FULL;
-    UNIMPLEMENTED METHOD_NOT_SUPPORTED; ALREADY_EXISTS REQUEST_ID_REUSED for other work.
+    UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED; ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
+    A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job.
     """
     GetTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetTrainingJobRequest, _trainer_pb2.GetTrainingJobResponse]  # type: ignore[assignment]
     """One job. NOT_FOUND JOB_NOT_FOUND."""
@@ -68,7 +70,7 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     CancelTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CancelTrainingJobRequest, _trainer_pb2.CancelTrainingJobResponse]  # type: ignore[assignment]
     """Ends a queued or running job within 5 seconds; a job that has ended stays as it is. NOT_FOUND JOB_NOT_FOUND."""
     WatchTrainingJob: _aio.UnaryStreamMultiCallable[_trainer_pb2.WatchTrainingJobRequest, _trainer_pb2.WatchTrainingJobResponse]  # type: ignore[assignment]
-    """The job now and at every change until it has ended. NOT_FOUND JOB_NOT_FOUND."""
+    """The job now and at every change until it has ended, or until the longest duration of a call: then watch again. NOT_FOUND JOB_NOT_FOUND."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListAdaptersRequest, _trainer_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     """Finished adapters, newest first. INVALID_ARGUMENT PAGE_TOKEN_INVALID."""
     GetAdapter: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetAdapterRequest, _trainer_pb2.GetAdapterResponse]  # type: ignore[assignment]
@@ -85,7 +87,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trainer_pb2.CreateTrainingJobResponse, _abc.Awaitable[_trainer_pb2.CreateTrainingJobResponse]]:
         """Queues a job and returns at once. The same `request_id` returns the job that it made before; the same work (base, data, method, seed) returns the job
         that did it. INVALID_ARGUMENT for settings out of range, BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED; RESOURCE_EXHAUSTED QUEUE_FULL;
-        UNIMPLEMENTED METHOD_NOT_SUPPORTED; ALREADY_EXISTS REQUEST_ID_REUSED for other work.
+        UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED; ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
+        A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job.
         """
 
     @_abc_1.abstractmethod
@@ -118,7 +121,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.WatchTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trainer_pb2.WatchTrainingJobResponse], _abc.AsyncIterator[_trainer_pb2.WatchTrainingJobResponse]]:
-        """The job now and at every change until it has ended. NOT_FOUND JOB_NOT_FOUND."""
+        """The job now and at every change until it has ended, or until the longest duration of a call: then watch again. NOT_FOUND JOB_NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListAdapters(
