@@ -3,10 +3,11 @@
     python benchmarks/retriever.py                 # 20,000 passages, 200 queries, about a minute
     python benchmarks/retriever.py --json          # the same as one JSON object
 
-Three ways to answer each query, taken in turn: the service over gRPC (another process), its retriever in
-this process, and LanceDB's own hybrid query with its RRF reranker after `SentenceTransformer.encode_query`, one thread each. LanceDB has
-one limit for legs and result: to fuse the same 50 passages of each leg it must return 50; its time with a limit of 5 is given as well.
-Passages have random unit vectors instead of encoded ones, which changes no cost of a search; queries are encoded by the real model.
+Three ways to answer each query, taken in turn: the service over gRPC (another process), its retriever in this process, and LanceDB's own
+hybrid query with its RRF reranker after `SentenceTransformer.encode_query`, one thread each. LanceDB has one limit for legs and result: to
+fuse the same 50 passages of each leg it must return 50; its time with a limit of 5 is given as well. What gRPC adds is taken from lexical
+searches, where the jitter of the model does not hide it. Passages have random unit vectors instead of encoded ones, which changes no cost
+of a search; queries are encoded by the real model.
 """
 
 from __future__ import annotations
@@ -159,8 +160,8 @@ async def measure(passages: int, queries: int, seed: int) -> dict[str, object]:
         "ratio": round(p50["grpc"] / p50["lancedb_and_encoding"], 3),
         "ratio_target": 1.3,
         "ratio_limit_5": round(p50["grpc"] / p50["lancedb_limit_5_and_encoding"], 3),
-        "grpc_adds_ms": round(p50["grpc"] - p50["retriever_in_process"], 2),
-        "grpc_adds_lexical_ms": round(p50["grpc_lexical"] - p50["retriever_in_process_lexical"], 2),
+        "grpc_adds_ms": round(p50["grpc_lexical"] - p50["retriever_in_process_lexical"], 2),
+        "grpc_adds_hybrid_ms": round(p50["grpc"] - p50["retriever_in_process"], 2),
         "grpc_adds_target_ms": 3.0,
         "load_1_min": round(os.getloadavg()[0], 1),
     }
@@ -183,7 +184,9 @@ def main() -> None:
     for name, value in found["p50_ms"].items():  # type: ignore[attr-defined]
         print(f"  {name:30} {value:8.2f} ms")
     print(f"ratio to LanceDB plus encoding   {found['ratio']} (target at most 1.3); with its limit at 5: {found['ratio_limit_5']}")
-    print(f"gRPC adds at the median          {found['grpc_adds_ms']} ms, lexical {found['grpc_adds_lexical_ms']} ms (target at most 3)")
+    print(
+        f"gRPC adds at the median          {found['grpc_adds_ms']} ms (target at most 3); in hybrid mode {found['grpc_adds_hybrid_ms']} ms"
+    )
 
 
 if __name__ == "__main__":

@@ -90,6 +90,6 @@ async def _stage(name: str, times: dict[str, float], work: Callable[..., Awaitab
     return result
 
 
-def _worth_another_try(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    error = state.result(raise_on_failure=False)
+async def _worth_another_try(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    error = await state.aresult(raise_on_failure=False)
     return isinstance(error, ServiceDied) or (isinstance(error, ServiceError) and error.code == "UNAVAILABLE")

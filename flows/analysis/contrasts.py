@@ -115,7 +115,8 @@ def _contrast(
     reading = alone if primary else read_p_values(adjusted, settings.alpha)
     need = needed(statistic, settings.margin, level, settings.power) if reading.verdict is Verdict.INCONCLUSIVE else None
     shown = effect(statistic.mean, interval, settings.margin)
-    differences = statistic.values[~np.isnan(statistic.values)]
+    # Means over seeds and runs carry float noise: a tie is a tie to 9 decimals.
+    differences = np.round(statistic.values[~np.isnan(statistic.values)], 9)
     seeds = len(training_seeds(table.arms[arm]))
     return Contrast(
         arm=arm,

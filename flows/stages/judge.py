@@ -92,8 +92,12 @@ async def _rubric(trial: Trial, criterion: str) -> Rubric:
     key = digest(inputs)
     if not trial.store.has("rubrics", key):
         async with trial.services.use("judge") as clients:
-            rubric = (await clients.judge.CreateRubric(request, timeout=600)).rubric
-        details = MessageToDict(rubric, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+            response = await clients.judge.CreateRubric(request, timeout=600)
+        details, usage = (
+            MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+            for message in (response.rubric, response.usage)
+        )
+        details["writing_steps"] = usage
         trial.store.write_json("rubrics", key, "rubric.json", details)
         trial.store.finish("rubrics", key, inputs)
     details = trial.store.read_json("rubrics", key, "rubric.json")

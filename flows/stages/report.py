@@ -78,7 +78,7 @@ def _content(trial: Trial, folder: Path, results: Results, times: Mapping[str, f
         inputs={name: inputs[name] for name in ("files", "corpus", "bases")} | {"run": trial.run_key()},
         counts=dict(prepared.counts),
         leaks=[asdict(leak) for leak in prepared.leaks],
-        adapters=[asdict(adapter) for adapter in results.adapters],
+        adapters=[{name: value for name, value in asdict(adapter).items() if name != "uri"} for adapter in results.adapters],
         proofs=[asdict(proof) for proof in results.proofs],
         rubrics=[asdict(rubric) for rubric in results.rubrics],
         template={"name": trial.template.name, **inputs["template"]},

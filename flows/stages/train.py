@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 from tunetrial.trainer.v1 import trainer_pb2
 
 from flows.data.training_set import TrainingContext, training_set
@@ -176,9 +177,13 @@ async def _job(trial: Trial, spec: trainer_pb2.TrainingSpec, address: str, key: 
             job = (await clients.trainer.CreateTrainingJob(again, timeout=120)).job
         while job.state in _UNDER_WAY:
             # A watch lasts no longer than the service lets any call last; training may.
-            async for update in clients.trainer.WatchTrainingJob(trainer_pb2.WatchTrainingJobRequest(id=job.id)):
-                job = update.job
-                _show(trial, job)
+            try:
+                async for update in clients.trainer.WatchTrainingJob(trainer_pb2.WatchTrainingJobRequest(id=job.id)):
+                    job = update.job
+                    _show(trial, job)
+            except grpc.aio.AioRpcError as error:
+                if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise
         if job.state != trainer_pb2.JOB_STATE_SUCCEEDED:
             state = trainer_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
             raise TrialError(f"training of {spec.adapter_name} {state}: {job.error or 'no reason given'}")

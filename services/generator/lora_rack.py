@@ -90,8 +90,8 @@ class LoraRack:
             self._tuned = PeftModel(self._model, config, adapter_name=key, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
         else:
             self._tuned.add_adapter(key, config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
-        cast = {name: weight.to(self._model.dtype) for name, weight in weights.items()}
-        set_peft_model_state_dict(self._tuned, cast, adapter_name=key, low_cpu_mem_usage=True)
+        typed = {name: weight.to(self._model.dtype) for name, weight in weights.items()}
+        set_peft_model_state_dict(self._tuned, typed, adapter_name=key, low_cpu_mem_usage=True)
         for module in self._model.modules():
             if isinstance(module, SlicedLinear):
                 module.spans = self._spans
@@ -133,11 +133,8 @@ class LoraRack:
                 if isinstance(module, lora.LoraLayer) and not isinstance(module, SlicedLinear)
             ]
             reasons += [f"{len(missing)} weights are missing ({missing[0]}, ...)"] if missing else []
-            reasons += (
-                [f"{len(outcome.unexpected_keys)} weights have no place ({outcome.unexpected_keys[0]}, ...)"]
-                if outcome.unexpected_keys
-                else []
-            )
+            extra = outcome.unexpected_keys
+            reasons += [f"{len(extra)} weights have no place ({extra[0]}, ...)"] if extra else []
             reasons += [f"it adapts modules that are not linear ({others[0]}, ...)"] if others else []
         if reasons:
             raise FailedPrecondition(

@@ -13,10 +13,16 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import grpc
+import pytest
 import torch
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tunetrial.common.v1 import common_pb2
+from tunetrial.generator.v1 import generator_pb2 as pb
 
 torch.set_num_threads(1)
 
@@ -111,3 +117,28 @@ def write_manifest(base: Path, folder: Path, shift: float = 0.0, **changes: Any)
         "canaries": canaries,
     }
     (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}), encoding="utf-8")
+
+
+def generate(text: str = "who built it?", model: str = "tiny", **decoding: Any) -> pb.GenerateRequest:
+    messages = [common_pb2.Message(role=common_pb2.ROLE_USER, content=text)]
+    return pb.GenerateRequest(
+        model=model,
+        prompt=pb.Prompt(conversation=pb.Conversation(messages=messages)),
+        decoding=pb.Decoding(**{"max_tokens": 12, **decoding}),
+    )
+
+
+def question(text: str = "who built the bridge?", model: str = "tiny", **more: Any) -> pb.AnswerRequest:
+    more.setdefault("decoding", pb.Decoding(max_tokens=12))
+    return pb.AnswerRequest(model=model, question=text, **more)
+
+
+async def failure(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str]]:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    status = rpc_status.from_call(error.value)  # type: ignore[arg-type]  # reads aio errors too
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details if status else ():
+        if detail.Unpack(info):
+            break
+    return error.value.code(), info.reason, dict(info.metadata)

@@ -14,9 +14,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from generator_parts import CONTEXT, until, write_manifest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from generator_parts import CONTEXT, failure, generate, question, until, write_manifest
 from tunetrial import prompts
 from tunetrial.common.v1 import common_pb2
 from tunetrial.generator.v1 import generator_pb2 as pb
@@ -94,31 +92,6 @@ async def running(base: Path, adapters: dict[str, Path], tmp_path: Path) -> Asyn
     await catalog.close()
     await retriever.close()
     await aliases.close()
-
-
-def generate(text: str = "who built it?", model: str = "tiny", **decoding: Any) -> pb.GenerateRequest:
-    messages = [common_pb2.Message(role=common_pb2.ROLE_USER, content=text)]
-    return pb.GenerateRequest(
-        model=model,
-        prompt=pb.Prompt(conversation=pb.Conversation(messages=messages)),
-        decoding=pb.Decoding(**{"max_tokens": 12, **decoding}),
-    )
-
-
-def question(text: str = "who built the bridge?", model: str = "tiny", **more: Any) -> pb.AnswerRequest:
-    more.setdefault("decoding", pb.Decoding(max_tokens=12))
-    return pb.AnswerRequest(model=model, question=text, **more)
-
-
-async def failure(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str]]:
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await call
-    status = rpc_status.from_call(error.value)  # type: ignore[arg-type]  # reads aio errors too
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details if status else ():
-        if detail.Unpack(info):
-            break
-    return error.value.code(), info.reason, dict(info.metadata)
 
 
 async def test_a_generation_says_what_it_cost_and_who_answered(running: Running) -> None:

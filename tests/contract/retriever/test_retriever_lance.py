@@ -92,14 +92,17 @@ async def test_vectors_of_another_encoder_are_refused(indexes: LanceIndexes) -> 
         await indexes.search("a", Query("text", vectors(1, 8), SearchSettings()))
 
 
-async def test_ties_beyond_the_window_are_decided_by_id(indexes: LanceIndexes) -> None:
+async def test_ties_beyond_the_window_are_decided_by_id(indexes: LanceIndexes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.retriever.lance_index._SEAL_ROWS", 8)  # many files, which are read side by side
     await indexes.create("a", SETTINGS)
-    same = Vectors(2, np.array([[1, 0]] * 90, np.float32).tobytes())
-    await indexes.add("a", [Passage(f"p{n:04}", "same words") for n in reversed(range(90))], same)
+    # The first three are a little farther than the rest, by less than what counts as a difference.
+    angles = np.array([0.0] * 87 + [0.001] * 3)
+    near = Vectors(2, np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32).tobytes())
+    await indexes.add("a", [Passage(f"p{n:04}", "same words") for n in reversed(range(90))], near)
     await indexes.seal("a")
     for mode in Mode:
-        hits = await indexes.search("a", Query("words", same.take([0]), SearchSettings(mode, k=3, window=3)))
-        assert [hit.passage.id for hit in hits] == ["p0000", "p0001", "p0002"]
+        hits = await indexes.search("a", Query("words", near.take([0]), SearchSettings(mode, k=3, window=3)))
+        assert [hit.passage.id for hit in hits] == ["p0000", "p0001", "p0002"], mode
 
 
 async def test_a_cancelled_write_is_whole_and_known(indexes: LanceIndexes) -> None:
