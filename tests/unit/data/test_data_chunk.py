@@ -69,7 +69,7 @@ def test_windows_without_overlap_hold_every_word_once() -> None:
 
 
 def test_tokens_are_counted_by_the_tokenizer_given(tmp_path: Path) -> None:
-    tokenizer = tokenizers.Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))  # noqa: S106 - a token of text
+    tokenizer = tokenizers.Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=50)
