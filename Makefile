@@ -17,7 +17,7 @@ demo: setup                    ## run the quickstart trial, offline, and say whe
 	$(BIN)/tunetrial demo
 
 test: setup                    ## all tests that need nothing but this machine
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: setup                   ## style, types, import contracts, the proto contract and its generated code
 	$(BIN)/ruff check .

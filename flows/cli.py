@@ -10,13 +10,12 @@ import asyncio
 import contextlib
 import errno
 import json
-import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from flows.outcome import Outcome
     from flows.stages.prepare import Prepared
     from flows.validate import Finding
+
+Result = TypeVar("Result")
 
 app = typer.Typer(
     name="tunetrial",
@@ -58,8 +59,6 @@ def main() -> None:
         app(standalone_mode=True)
     except TrialError as error:
         _fail(str(error), error.exit_code, as_json=as_json)
-    except KeyboardInterrupt:
-        _fail("stopped; run the same command again to go on where it was", 130, as_json=as_json)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -95,30 +94,36 @@ def run(spec: SpecPath, home: Home = _HOME, runs: Runs = _RUNS, as_json: Json = 
 
 
 def _run_flow(name: str, spec: Path, home: Path, runs: Path, *, quiet: bool) -> Outcome:
-    _quiet_prefect(home)
-    from prefect.exceptions import TerminationSignal  # noqa: PLC0415  Prefect reads its environment when imported
+    from flows.prefect_api import local_api  # noqa: PLC0415
 
-    from flows.experiment import LISTENER, experiment  # noqa: PLC0415
+    with local_api(home), printing.listener(err, quiet=quiet) as listener:
+        from prefect.exceptions import TerminationSignal  # noqa: PLC0415  Prefect reads its environment when imported
 
-    with printing.listener(err, quiet=quiet) as listener:
+        from flows.experiment import LISTENER, experiment  # noqa: PLC0415
 
         async def work() -> Outcome:
             LISTENER.set(listener)
             return await experiment(name, str(spec), str(home), str(runs))
 
         try:
-            return asyncio.run(work())
+            return _wait_for(work())
         except TerminationSignal:
-            raise Terminated from None
+            raise Stopped("asked to end by SIGTERM", 143) from None
 
 
-class Terminated(TrialError):
-    """The process was asked to end."""
+class Stopped(TrialError):
+    """The command was stopped from outside."""
 
-    exit_code = 143
+    def __init__(self, how: str, exit_code: int) -> None:
+        super().__init__(f"{how}; run the same command again to go on where it was")
+        self.exit_code = exit_code
 
-    def __init__(self) -> None:
-        super().__init__("asked to end by SIGTERM; run the same command again to go on where it was")
+
+def _wait_for(work: Coroutine[Any, Any, Result]) -> Result:
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise Stopped("stopped", 130) from None
 
 
 @app.command(epilog="Example: `tunetrial validate my-trial.yaml --json`")
@@ -143,7 +148,7 @@ def validate(
             await trial.services.close()
 
     with contextlib.nullcontext() if as_json else err.status("reading data, contacting services"):
-        found, prepared = asyncio.run(work())
+        found, prepared = _wait_for(work())
     price = cost(trial.spec, prepared) if prepared is not None else None
     counts = dict(prepared.counts) if prepared is not None else {}
     if as_json:
@@ -198,7 +203,7 @@ def up(
         finally:
             stack.stop()
 
-    asyncio.run(work())
+    _wait_for(work())
 
 
 @app.command(epilog='Example: `tunetrial ask "Where was Lomira born?" --model small --index quickstart-0123456789abcdef`')
@@ -219,7 +224,7 @@ def ask(
             out.print(text, end="", highlight=False, markup=False)
             sys.stdout.flush()
 
-    answer = asyncio.run(ask_once(home.resolve(), question, model=model, index=index, k=k, max_tokens=max_tokens, show=show))
+    answer = _wait_for(ask_once(home.resolve(), question, model=model, index=index, k=k, max_tokens=max_tokens, show=show))
     if as_json:
         printing.as_json(answer)
         return
@@ -270,17 +275,6 @@ def schema() -> None:
     from flows.spec import Spec  # noqa: PLC0415
 
     printing.as_json(Spec.model_json_schema())
-
-
-def _quiet_prefect(home: Path) -> None:
-    """Prefect's own files go into the home and its log lines stay off the screen, unless the user says otherwise."""
-    for name, value in {
-        "PREFECT_HOME": str(home / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_LEVEL": "CRITICAL",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 def _run_folders(runs: Path) -> Iterator[Path]:

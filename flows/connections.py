@@ -48,15 +48,31 @@ class Services:
             await anyio.to_thread.run_sync(self._stack.stop)
 
 
-async def exchange(call: Callable[[AsyncIterator[Request]], Any], requests: Iterator[Request], in_flight: int) -> AsyncIterator[Any]:
-    """Responses of a batch rpc as they come, with at most `in_flight` requests under way. Ends when every request has its response."""
-    room = anyio.Semaphore(in_flight)
+async def exchange(
+    call: Callable[[AsyncIterator[Request]], Any], requests: Mapping[str, Request], in_flight: int, go_on: Callable[[], bool] = lambda: True
+) -> AsyncIterator[Any]:
+    """Responses of a batch rpc as they come, with at most `in_flight` requests under way; `requests` are by id.
 
-    async def feed() -> AsyncIterator[Request]:
-        for request in requests:
-            await room.acquire()
-            yield request
+    No more are sent once `go_on` says no. A stream that lasted as long as the service lets any call last is opened again for the rest.
+    """
+    missing = dict(requests)
+    while missing:
+        before = len(missing)
+        room = anyio.Semaphore(in_flight)
+        try:
+            async for response in call(_feed(tuple(missing.values()), room, go_on)):
+                del missing[response.id]
+                room.release()
+                yield response
+            return
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED or len(missing) == before:
+                raise
 
-    async for response in call(feed()):
-        room.release()
-        yield response
+
+async def _feed(requests: tuple[Request, ...], room: anyio.Semaphore, go_on: Callable[[], bool]) -> AsyncIterator[Request]:
+    for request in requests:
+        await room.acquire()
+        if not go_on():
+            return
+        yield request

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 from prefect import flow, task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -19,6 +20,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from flows.clients import ServiceError
+from flows.errors import UserError
 from flows.local_stack import ServiceDied
 from flows.outcome import Outcome, run_folder, save
 from flows.progress import Progress, Silent
@@ -51,6 +53,7 @@ async def experiment(name: str, spec: str, home: str, runs: str) -> Outcome:
         answers, proofs = await _stage("answer", times, answer, trial, prepared, searched, adapters)
         judgements, rubrics = await _stage("judge", times, judge, trial, prepared, answers)
         analysis = await _stage("analyse", times, analyse, trial, prepared, searched, answers, judgements, rubrics)
+        _check_unchanged(trial)
         folder = run_folder(Path(runs), name, trial.run_key())
         found = Results(prepared, searched, tuple(adapters.values()), answers, proofs, judgements, rubrics, analysis)
         markdown = await _stage("report", times, report, trial, folder, found, times)
@@ -58,8 +61,22 @@ async def experiment(name: str, spec: str, home: str, runs: str) -> Outcome:
         await trial.services.close()
     outcome = Outcome.of(analysis, folder, trial.run_key(), round(sum(times.values()), 1), adapters.values(), datetime.now(UTC))
     save(outcome)
-    await acreate_markdown_artifact(key="verdict", markdown=markdown, description=outcome.sentence)
+    await _show_in_ui(markdown, outcome, trial)
     return outcome
+
+
+def _check_unchanged(trial: Trial) -> None:
+    """Raises UserError when a file that the trial read has changed since it began: the results would be filed under the wrong key."""
+    if trial.read_inputs() != trial.inputs:
+        raise UserError("a file that the spec names was changed while the trial ran; run the same command again")
+
+
+async def _show_in_ui(markdown: str, outcome: Outcome, trial: Trial) -> None:
+    try:
+        await acreate_markdown_artifact(key="verdict", markdown=markdown, description=outcome.sentence)
+    except httpx.HTTPError as error:
+        # The trial is finished and its outcome is saved; a UI that is away takes nothing from it.
+        trial.progress.say(f"Prefect did not take the verdict as an artifact: {error}")
 
 
 def _retrieves(trial: Trial) -> bool:
@@ -92,4 +109,4 @@ async def _stage(name: str, times: dict[str, float], work: Callable[..., Awaitab
 
 async def _worth_another_try(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     error = await state.aresult(raise_on_failure=False)
-    return isinstance(error, ServiceDied) or (isinstance(error, ServiceError) and error.code == "UNAVAILABLE")
+    return isinstance(error, ServiceDied) or (isinstance(error, ServiceError) and error.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"))

@@ -48,7 +48,9 @@ class Fingerprints:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
     def folder(self, path: Path) -> str:
-        """sha256 over names and contents of all files below a folder, hexadecimal."""
+        """sha256 over names and contents of all files below a folder, hexadecimal; of a file, its own."""
+        if not path.is_dir():
+            return self.file(path)
         return self._of(path, sorted(file for file in path.rglob("*") if file.is_file()))
 
     def model(self, path: Path) -> str:
@@ -61,6 +63,11 @@ class Fingerprints:
         if not (path / "config.json").is_file():
             raise UserError(f"{path}: holds no config.json; a base is a folder as `save_pretrained` of transformers writes it")
         return self._of(path, files)
+
+    def weights(self, path: Path) -> str:
+        """sha256 of a base's weights as generator and trainer define it: over `name:sha256` lines of its *.safetensors files."""
+        lines = "".join(f"{file.name}:{self.file(file)}\n" for file in sorted(path.glob("*.safetensors")))
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     def _of(self, root: Path, files: list[Path]) -> str:
         names = "".join(f"{file.relative_to(root)}:{self.file(file)}\n" for file in files)

@@ -34,9 +34,8 @@ class ServiceDied(TrialError):
 class LocalStack:
     """Starts the services at the first need and stops them at the end; each is waited for only when it is first used."""
 
-    def __init__(self, home: Path, models: Mapping[str, str], roots: tuple[Path, ...], slots: int | None = None) -> None:
-        self._home, self._models, self._roots = home, models, roots
-        self._slots = slots or max(1, (os.cpu_count() or 1) - 1)
+    def __init__(self, home: Path, models: Mapping[str, str], roots: tuple[Path, ...], abstentions: tuple[str, ...] = ()) -> None:
+        self._home, self._models, self._roots, self._abstentions = home, models, roots, abstentions
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[str, int] = {}
         self._ready: set[str] = set()
@@ -141,7 +140,10 @@ class LocalStack:
         if service == "generator":
             own["TUNETRIAL_RETRIEVER_ADDRESS"] = f"127.0.0.1:{self._ports['retriever']}"
         if service == "trainer":
-            own["TUNETRIAL_SLOTS"] = str(self._slots)
+            # A training process has one thread: one for each core.
+            own["TUNETRIAL_SLOTS"] = str(os.cpu_count() or 1)
+        if service == "judge":
+            own["TUNETRIAL_ABSTENTIONS"] = json.dumps(self._abstentions)
         return {**os.environ, **own}
 
     async def _wait_until_serving(self, service: str, address: str) -> None:
@@ -177,20 +179,23 @@ def _free_ports() -> dict[str, int]:
 
 def running_stack(home: Path) -> dict[str, str] | None:
     """Addresses of the stack that `tunetrial up` left running in this home; None when there is none."""
-    path = home / "stack.json"
     try:
-        stack = json.loads(path.read_text(encoding="utf-8"))
-        os.kill(stack["pid"], 0)
-    except (OSError, ValueError, KeyError):
-        return None
-    return dict(stack["addresses"])
+        stack = json.loads((home / "stack.json").read_text(encoding="utf-8"))
+        with (home / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return dict(stack)
+    except (OSError, ValueError):
+        pass
+    # Whoever wrote the file is gone: the lock is free.
+    return None
 
 
 @contextlib.contextmanager
 def announce(home: Path, addresses: Mapping[str, str]) -> Iterator[None]:
     """Tells later commands where the services of this process are, as long as it runs."""
     path = home / "stack.json"
-    path.write_text(json.dumps({"pid": os.getpid(), "addresses": dict(addresses)}), encoding="utf-8")
+    path.write_text(json.dumps(dict(addresses)), encoding="utf-8")
     try:
         yield
     finally:

@@ -255,7 +255,7 @@ class AnalysisSpec(_Part):
     primary: PrimarySpec = Field(description="The contrast that the verdict is about.")
     margin: float = Field(0.1, ge=0, description="Largest loss that still counts as not worse, in points of the scale.")
     alpha: float = Field(0.05, gt=0, lt=0.5, description="Error rate; intervals are 1 - alpha.")
-    bootstrap: int = Field(10_000, ge=200, description="Resamples of clusters.")
+    bootstrap: int = Field(10_000, ge=1000, description="Resamples of clusters.")
     seed: int = Field(0, description="Seed of the bootstrap.")
 
 
@@ -317,6 +317,12 @@ class LoadedSpec:
         """A path of the spec, taken relative to the spec's folder."""
         return (self.path.parent / path.expanduser()).resolve()
 
+    @property
+    def encoder(self) -> str:
+        """The encoder: an absolute folder, a hub name, or "" for the one that ships."""
+        encoder = self.spec.retrieval.encoder
+        return str(self.resolve(Path(encoder))) if is_folder(encoder) else encoder
+
     def base(self, name: str) -> str:
         """Base of a model: an absolute folder, or a hub name."""
         base = self.spec.models[name].base
@@ -324,5 +330,5 @@ class LoadedSpec:
 
 
 def is_folder(base: str) -> bool:
-    """Whether a base names a folder; otherwise it is a hub name."""
+    """Whether a base or an encoder names a folder; otherwise it is a hub name."""
     return base.startswith((".", "/", "~"))

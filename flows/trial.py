@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Trial:
         """What the user wrote."""
         return self.loaded.spec
 
-    @property
+    @cached_property
     def template(self) -> Template:
         """The prompt template of all arms."""
         return load_template(self.spec.prompt, self.loaded.path.parent)
@@ -38,30 +39,38 @@ class Trial:
         base = self.loaded.base(model)
         return self.fingerprints.model(Path(base)) if is_folder(base) else f"hub:{base}"
 
+    @cached_property
     def inputs(self) -> Mapping[str, Any]:
-        """All that the results depend on: the spec and the contents of every file that it names. UserError when one cannot be read."""
+        """All that the results depend on, as it was when the trial began: the spec and the contents of every file that it names."""
+        return self.read_inputs()
+
+    def read_inputs(self) -> Mapping[str, Any]:
+        """The same, read now. Raises UserError when a file cannot be read."""
         data = self.spec.data
         files = {str(source.path): self.fingerprints.file(self.loaded.resolve(source.path)) for source in data.sources}
         folders = {str(path): self.fingerprints.folder(self.loaded.resolve(path)) for path in data.corpus}
         bases = {name: self.base_identity(name) for name in self.spec.models}
-        template = self.template
+        template = load_template(self.spec.prompt, self.loaded.path.parent)
+        encoder = self.loaded.encoder
         return {
             "spec": self.spec.model_dump(mode="json"),
             "files": files,
             "corpus": folders,
             "bases": bases,
+            "encoder": self.fingerprints.folder(Path(encoder)) if is_folder(encoder) else encoder,
             "template": {"user": template.user, "system": template.system, "abstentions": list(template.abstentions)},
         }
 
     def run_key(self) -> str:
         """Address of the whole trial."""
-        return digest(self.inputs())
+        return digest(self.inputs)
 
 
 def open_trial(loaded: LoadedSpec, home: Path, progress: Progress) -> Trial:
     """The trial of a spec, with services by address, of a running stack, or of a stack of its own that starts at the first need."""
     addresses = addresses_from_environment() or running_stack(home)
     models = {name: loaded.base(name) for name in loaded.spec.models}
-    folders = tuple(Path(base) for base in models.values() if is_folder(base))
-    services = Services(addresses) if addresses else Services({}, LocalStack(home, models, folders))
+    folders = tuple(Path(name) for name in (*models.values(), loaded.encoder) if is_folder(name))
+    stack = None if addresses else LocalStack(home, models, folders, loaded.spec.prompt.abstentions)
+    services = Services(addresses or {}, stack)
     return Trial(loaded, home, Store(str(home / "store")), services, progress)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from flows.clients import SERVICES
 from flows.data.chunk import word_spans
 from flows.errors import TrialError, UserError
-from flows.spec import Spec
+from flows.spec import Spec, is_folder
 from flows.stages.prepare import Prepared, prepare
 from flows.stages.serve import serve_base
 from flows.trial import Trial
@@ -63,7 +64,7 @@ def _files(trial: Trial) -> Iterator[Finding]:
         if not path.is_file():
             yield Finding(f"data.sources.{number}.path", f"{path}: no such file")
     for folder in spec.data.corpus:
-        if not resolve(folder).is_dir():
+        if not resolve(folder).exists():
             yield Finding("data.corpus", f"{resolve(folder)}: no such folder")
     for name in spec.models:
         try:
@@ -74,9 +75,9 @@ def _files(trial: Trial) -> Iterator[Finding]:
         _ = trial.template
     except UserError as error:
         yield Finding("prompt.template", str(error))
-    encoder = spec.retrieval.encoder
-    if encoder.startswith((".", "/")) and not (resolve_encoder := trial.loaded.path.parent / encoder).is_dir():
-        yield Finding("retrieval.encoder", f"{resolve_encoder}: no such folder")
+    encoder = trial.loaded.encoder
+    if is_folder(encoder) and not Path(encoder).is_dir():
+        yield Finding("retrieval.encoder", f"{encoder}: no such folder")
 
 
 def _sizes(spec: Spec, prepared: Prepared) -> Iterator[Finding]:

@@ -203,7 +203,7 @@ class Corpus:
     papers: tuple[Document, ...]
 
 
-def invent(seed: str = "quickstart", wording: Wording = "common") -> Corpus:
+def invent(seed: str = "quickstart", wording: Wording = "wide") -> Corpus:
     """All documents of the quickstart; no name and no fact is in two of them."""
     world = World(seed, wording)
     return Corpus(
@@ -213,7 +213,7 @@ def invent(seed: str = "quickstart", wording: Wording = "common") -> Corpus:
     )
 
 
-def write(folder: Path, seed: str = "quickstart", wording: Wording = "common") -> None:
+def write(folder: Path, seed: str = "quickstart", wording: Wording = "wide") -> None:
     """Writes `bioasq.json`, `nq.jsonl` and `qasper.json` to `folder`."""
     corpus = invent(seed, wording)
     rng = random.Random(f"{seed} ids")  # noqa: S311
@@ -230,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--seed", default="quickstart")
-    parser.add_argument("--wording", choices=("common", "wide"), default="common", help="which templates to draw from")
+    parser.add_argument("--wording", choices=("common", "wide"), default="wide", help="which templates to draw from")
     arguments = parser.parse_args()
     write(arguments.out, arguments.seed, arguments.wording)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from examples.quickstart.make_base import names
-from examples.quickstart.make_base.facts import DRUG, GENE, METHOD, PERSON, PLACE, EntityType, Fact, Wording, ask
+from examples.quickstart.make_base.facts import DRUG, GENE, METHOD, PERSON, PLACE, EntityType, Fact, Wording, ask, every_sentence
 
 _MIN_WORDS, _MAX_WORDS = 15, 60
 
@@ -73,7 +73,7 @@ class Plan:
 
 BIOASQ = Plan(((DRUG, GENE), (DRUG, DRUG), (GENE, GENE), (DRUG, DRUG, GENE)), (3, 4), (3, 3, 4), 0.0)
 NATURAL_QUESTIONS = Plan(((PLACE, PERSON), (PLACE, PERSON, PERSON), (PLACE, PLACE), (PERSON, PERSON)), (3, 4), (2, 3, 4), 0.07)
-QASPER = Plan(((METHOD,) * 3, (METHOD,) * 4), (3, 4, 5), (3, 4, 4), 0.15)
+QASPER = Plan(((METHOD,) * 3, (METHOD,) * 4), (3, 4, 5), (3, 4, 4), 0.25)
 
 
 class World:
@@ -82,7 +82,8 @@ class World:
     def __init__(self, seed: str, wording: Wording) -> None:
         self._rng = random.Random(seed)  # noqa: S311  # reproducible documents, no secret
         self._wording = wording
-        self._taken: set[str] = set()
+        # "More" could be a name; one that is also a word of a sentence would be hard to tell from it.
+        self._taken = {word for sentence in every_sentence() for word in sentence.rstrip(".?").split()}
 
     def documents(self, plan: Plan, count: int) -> Iterator[Document]:
         """So many documents by the plan."""

@@ -90,6 +90,7 @@ class _Asker:
             "adapter": adapter.weights_sha256 if adapter else None,
             "decoding": self._trial.spec.decoding.model_dump(mode="json", exclude={"samples", "seed"}),
             "overflow": self._trial.spec.prompt.overflow,
+            "abstentions": list(self._template.abstentions),
         }
         group = digest(identity)
         rows = Rows(self._trial.store, "answers", group)
@@ -125,9 +126,9 @@ class _Asker:
         return await serve_adapter(self._trial, base, adapter) if adapter else None
 
     def _shots(self, contestant: Contestant) -> tuple[Shot, ...]:
-        return tuple(
-            Shot(item.question, self._passages(contestant, item), item.references[0]) for item in self._prepared.shots[: contestant.shots]
-        )
+        # From the end, as they were drawn: the examples of an arm do not depend on how many another arm has.
+        drawn = self._prepared.shots[len(self._prepared.shots) - contestant.shots :]
+        return tuple(Shot(item.question, self._passages(contestant, item), item.references[0]) for item in drawn)
 
     def _passages(self, contestant: Contestant, item: Item) -> tuple[Passage, ...]:
         if not contestant.rag or self._snapshot is None:
@@ -150,10 +151,10 @@ class _Asker:
     ) -> None:
         model = adapter.name if adapter else await self._bases[contestant.model]
         by_address = {question.address: question for question in missing}
-        requests = (
-            generator_pb2.BatchGenerateRequest(id=question.address, answer=self._request(model, question, shots))
-            for question in by_address.values()
-        )
+        requests = {
+            address: generator_pb2.BatchGenerateRequest(id=address, answer=self._request(model, question, shots))
+            for address, question in by_address.items()
+        }
         async with self._trial.services.use("generator") as clients:
             async for response in exchange(clients.generator.BatchGenerate, requests, _IN_FLIGHT):
                 question = by_address[response.id]

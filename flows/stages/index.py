@@ -20,7 +20,7 @@ _BATCH = 200
 
 def index_name(trial: Trial, prepared: Prepared) -> str:
     """Name of the index of these passages."""
-    inputs = [trial.spec.retrieval.encoder, [astuple(passage) for passage in prepared.passages]]
+    inputs = [trial.inputs["encoder"], [astuple(passage) for passage in prepared.passages]]
     return f"{trial.spec.name.lower().replace('.', '-')}-{digest(inputs)[:16]}"
 
 
@@ -30,10 +30,10 @@ async def ensure_index(trial: Trial, prepared: Prepared) -> str:
     async with trial.services.use("retriever") as clients:
         if await _is_sealed(clients, name):
             return name
-        settings = retriever_pb2.IndexSettings(encoder=trial.spec.retrieval.encoder)
+        settings = retriever_pb2.IndexSettings(encoder=trial.loaded.encoder)
         await clients.retriever.CreateIndex(retriever_pb2.CreateIndexRequest(name=name, settings=settings), timeout=300)
         trial.progress.stage("index", len(prepared.passages))
-        response = await clients.retriever.IngestPassages(_batches(trial, name, prepared), timeout=86_400)
+        response = await _ingest(trial, clients, name, prepared)
         if response.failures:
             reasons = "\n".join(f"  {failure.id}: {failure.message}" for failure in response.failures[:5])
             raise TrialError(f"the retriever refused {len(response.failures)} of {len(prepared.passages)} passages:\n{reasons}")
@@ -50,6 +50,17 @@ async def _is_sealed(clients: Clients, name: str) -> bool:
             return False
         raise
     return found.index.state == retriever_pb2.INDEX_STATE_SEALED
+
+
+async def _ingest(trial: Trial, clients: Clients, name: str, prepared: Prepared) -> retriever_pb2.IngestPassagesResponse:
+    while True:
+        try:
+            return await clients.retriever.IngestPassages(_batches(trial, name, prepared))
+        except grpc.aio.AioRpcError as error:
+            # The service lets no call last longer than it says; what is in stays in, so the next one gets further.
+            if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            trial.progress.stage("index", len(prepared.passages))
 
 
 async def _batches(trial: Trial, name: str, prepared: Prepared) -> AsyncIterator[retriever_pb2.IngestPassagesRequest]:

@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from tunetrial.judge.v1 import judge_pb2
 
-from flows.clients import explain_failure
+from flows.clients import ServiceError, explain_failure
 from flows.connections import exchange
 from flows.errors import TrialError, UserError
 from flows.records import Answer, Item, Judgement, Metric
@@ -24,6 +24,8 @@ from flows.trial import Trial
 
 VERSION = 1
 _IN_FLIGHT = 64
+# Failures that belong to one answer and would come again: the judgement is missing, the others go on.
+_MISSING_REASONS = ("PROMPT_TOO_LONG", "JUDGE_REQUEST_REJECTED")
 
 _ENGINES = {"reference": judge_pb2.ENGINE_REFERENCE, "openai": judge_pb2.ENGINE_OPENAI}
 _MODES = {"samples": judge_pb2.SCORE_MODE_SAMPLES, "token_probabilities": judge_pb2.SCORE_MODE_TOKEN_PROBABILITIES}
@@ -45,38 +47,70 @@ class Rubric:
 
 @dataclass(slots=True)
 class _Spending:
-    """What judging has cost, to stop before the budget is exceeded."""
+    """What judging this trial has cost so far, stored judgements included, to stop before the budget is exceeded."""
 
     budget_usd: float | None
     spent_usd: float = 0.0
-    calls: int = 0
+    priced: int = 0
+    under_way: int = 0
 
-    def add(self, costs_usd: Sequence[float | None]) -> None:
-        if self.budget_usd is not None and None in costs_usd:
+    def add(self, row: Mapping[str, Any]) -> None:
+        costs = [run["cost_usd"] for run in row["runs"]]
+        if self.budget_usd is not None and None in costs:
             raise UserError(
                 "judge.budget_usd is set, but the judge knows no price of its model: give it a price table, or leave out the budget"
             )
-        self.spent_usd += sum(cost or 0.0 for cost in costs_usd)
-        self.calls += 1
+        self.spent_usd += sum(cost or 0.0 for cost in costs)
+        self.priced += 1
 
-    def allows(self, under_way: int) -> bool:
-        if self.budget_usd is None or not self.calls:
+    def allows(self) -> bool:
+        """Whether one more answer may be sent."""
+        if self.budget_usd is None or not self.priced:
             return True
         # Calls under way will cost about what the others did.
-        return self.spent_usd + (under_way + 1) * self.spent_usd / self.calls <= self.budget_usd
+        return self.spent_usd + (self.under_way + 1) * self.spent_usd / self.priced <= self.budget_usd
 
 
 async def judge(trial: Trial, prepared: Prepared, answers: Sequence[Answer]) -> tuple[tuple[Judgement, ...], tuple[Rubric, ...]]:
     """All judgements in the order of criteria and answers, and the rubrics that they follow."""
     rubrics = tuple(await asyncio.gather(*(_rubric(trial, criterion) for criterion in trial.spec.judge.rubric)))
     items = {item.id: item for item in prepared.test}
+    wanted = [_wanted(trial, rubric, items, answers) for rubric in rubrics]
+    trial.progress.stage("judge", sum(len(one.requests) for one in wanted))
     spending = _Spending(trial.spec.judge.budget_usd)
-    unique = {(item.id, row.text) for row in answers if row.text is not None for item in (items[row.item],)}
-    trial.progress.stage("judge", len(rubrics) * len(unique))
-    judged = await asyncio.gather(*(_score(trial, rubric, items, answers, spending) for rubric in rubrics))
-    judgements = tuple(row for rows in judged for row in rows)
+    for one in wanted:
+        for address in one.requests:
+            if address in one.rows:
+                spending.add(one.rows[address])
+                trial.progress.advance("judge")
+    # One criterion after the other: a budget that runs out leaves whole criteria, and prompts of one rubric share a prefix cache.
+    for one in wanted:
+        await _fetch(trial, one, spending)
+    judgements = tuple(row for one in wanted for row in one.judgements())
     trial.progress.finish("judge", f"{len(judgements)} judgements")
     return judgements, rubrics
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The judgements of one criterion: each answer with its address, a request an address, and the rows that are there."""
+
+    rubric: Rubric
+    rows: Rows
+    addressed: tuple[tuple[Answer, str], ...]
+    requests: Mapping[str, judge_pb2.JudgeRequest]
+
+    def judgements(self) -> Iterator[Judgement]:
+        for answer, address in self.addressed:
+            yield from _records(self.rubric, answer, self.rows[address])
+
+
+def _wanted(trial: Trial, rubric: Rubric, items: Mapping[str, Item], answers: Sequence[Answer]) -> _Wanted:
+    # A judgement that was paid for goes to disk at once; one that costs only time, with others.
+    rows = Rows(trial.store, "judgements", rubric.hash, batch=1 if trial.spec.judge.engine == "openai" else 256)
+    addressed = tuple((row, _address(trial, rubric, items[row.item], row)) for row in answers if row.text is not None)
+    requests = {address: _request(trial, rubric, items[row.item], row) for row, address in addressed}
+    return _Wanted(rubric, rows, addressed, requests)
 
 
 async def _rubric(trial: Trial, criterion: str) -> Rubric:
@@ -88,7 +122,11 @@ async def _rubric(trial: Trial, criterion: str) -> Rubric:
             request.temperature = spec.temperature
         if spec.runs is not None:
             request.run_count = spec.runs
-    inputs = {"version": VERSION, "request": MessageToDict(request, preserving_proto_field_name=True)}
+    inputs = {
+        "version": VERSION,
+        "request": MessageToDict(request, preserving_proto_field_name=True),
+        "abstentions": list(trial.spec.prompt.abstentions),
+    }
     key = digest(inputs)
     if not trial.store.has("rubrics", key):
         async with trial.services.use("judge") as clients:
@@ -104,22 +142,6 @@ async def _rubric(trial: Trial, criterion: str) -> Rubric:
     return Rubric(details["hash"], criterion, details["run_count"], details)
 
 
-async def _score(
-    trial: Trial, rubric: Rubric, items: Mapping[str, Item], answers: Sequence[Answer], spending: _Spending
-) -> list[Judgement]:
-    rows = Rows(trial.store, "judgements", rubric.hash)
-    addressed = [(row, _address(trial, rubric, items[row.item], row)) for row in answers if row.text is not None]
-    requests = {address: _request(trial, rubric, items[row.item], row) for row, address in addressed}
-    missing = {address: request for address, request in requests.items() if address not in rows}
-    trial.progress.advance("judge", len(requests) - len(missing))
-    if missing:
-        try:
-            await _fetch(trial, rubric, missing, rows, spending)
-        finally:
-            rows.flush()
-    return [judgement for row, address in addressed for judgement in _records(rubric, row, rows[address])]
-
-
 def _address(trial: Trial, rubric: Rubric, item: Item, row: Answer) -> str:
     return digest([VERSION, rubric.hash, item.question, list(item.references), row.text, trial.spec.judge.seed, rubric.run_count])
 
@@ -131,32 +153,61 @@ def _request(trial: Trial, rubric: Rubric, item: Item, row: Answer) -> judge_pb2
     return request
 
 
-async def _fetch(trial: Trial, rubric: Rubric, missing: Mapping[str, judge_pb2.JudgeRequest], rows: Rows, spending: _Spending) -> None:
-    sent = done = 0
+async def _fetch(trial: Trial, wanted: _Wanted, spending: _Spending) -> None:
+    # In the order of their hashes: the judge never sees the answers of one arm in a row.
+    missing = {
+        address: judge_pb2.BatchJudgeRequest(id=address, judge=request)
+        for address, request in sorted(wanted.requests.items())
+        if address not in wanted.rows
+    }
+    if not missing:
+        return
+    failures: list[ServiceError] = []
 
-    def requests() -> Iterator[judge_pb2.BatchJudgeRequest]:
-        nonlocal sent
-        # In the order of their hashes: the judge never sees the answers of one arm in a row.
-        for address in sorted(missing):
-            if not spending.allows(sent - done):
-                return
-            sent += 1
-            yield judge_pb2.BatchJudgeRequest(id=address, judge=missing[address])
+    def go_on() -> bool:
+        if failures or not spending.allows():
+            return False
+        spending.under_way += 1
+        return True
 
-    async with trial.services.use("judge") as clients:
-        async for response in exchange(clients.judge.BatchJudge, requests(), _IN_FLIGHT):
-            done += 1
-            if response.HasField("failure"):
-                raise explain_failure("judge", response.failure)
-            row = _row(response.judge)
-            spending.add([run["cost_usd"] for run in row["runs"]])
-            rows.add(response.id, row)
-            trial.progress.advance("judge", note=rubric.criterion)
+    done = 0
+    try:
+        async with trial.services.use("judge") as clients:
+            for part in _parts(missing, first_alone=spending.budget_usd is not None and not spending.priced):
+                async for response in exchange(clients.judge.BatchJudge, part, _IN_FLIGHT, go_on):
+                    spending.under_way -= 1
+                    done += 1
+                    if response.HasField("failure") and response.failure.reason not in _MISSING_REASONS:
+                        # Others are under way and paid for: their replies are waited for and kept.
+                        failures.append(explain_failure("judge", response.failure))
+                        continue
+                    row = _row(response.judge) if response.HasField("judge") else _missing(wanted.rubric, response.failure.reason)
+                    wanted.rows.add(response.id, row)
+                    spending.add(row)
+                    trial.progress.advance("judge", note=wanted.rubric.criterion)
+    finally:
+        wanted.rows.flush()
+    if failures:
+        raise failures[0]
     if done < len(missing):
         raise BudgetReached(
-            f"judging stopped at {spending.spent_usd:.2f} USD, before the budget of {spending.budget_usd:.2f} USD was exceeded; "
-            f"{len(missing) - done} answers are left on {rubric.criterion}. What is judged is kept: raise judge.budget_usd and run again"
+            f"judging stopped at {spending.spent_usd:.2f} USD, since one more answer could exceed the budget of "
+            f"{spending.budget_usd:.2f} USD; {len(missing) - done} answers are left on {wanted.rubric.criterion}. "
+            "What is judged is kept: raise judge.budget_usd and run again"
         )
+
+
+def _parts(missing: Mapping[str, Any], *, first_alone: bool) -> Iterator[Mapping[str, Any]]:
+    """All at once; or one alone, which tells the price, and then the others."""
+    addresses = list(missing)
+    cuts = (addresses[:1], addresses[1:]) if first_alone else (addresses,)
+    yield from ({address: missing[address] for address in cut} for cut in cuts)
+
+
+def _missing(rubric: Rubric, reason: str) -> dict[str, Any]:
+    """The row of an answer that this judge cannot read: its runs are missing, with the reason."""
+    run = {"score": None, "reply": "", "error": reason.lower(), "prompt_tokens": 0, "completion_tokens": 0, "cost_usd": 0.0}
+    return {"runs": [run] * rubric.run_count, "metrics": {}}
 
 
 def _row(response: judge_pb2.JudgeResponse) -> dict[str, Any]:

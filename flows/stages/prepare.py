@@ -58,7 +58,7 @@ class _Gold:
 
 async def prepare(trial: Trial) -> Prepared:
     """Items, passages and leakage findings; read from the store where they were prepared before."""
-    inputs = {"version": VERSION, **{name: trial.inputs()[name] for name in ("files", "corpus")}, "spec": _relevant(trial)}
+    inputs = {"version": VERSION, **{name: trial.inputs[name] for name in ("files", "corpus")}, "spec": _relevant(trial)}
     key = digest(inputs)
     if not trial.store.has("prepared", key):
         prepared = await anyio.to_thread.run_sync(make, trial, key)

@@ -67,7 +67,7 @@ def _content(trial: Trial, folder: Path, results: Results, times: Mapping[str, f
     hits = tuple(hit for hit in results.snapshot.hits if hit.item in tested) if results.snapshot else ()
     gold = {item: passages for item, passages in prepared.gold.items() if item in tested}
     wanted = {hit.passage for hit in hits} | {name for names in gold.values() for name in names}
-    inputs = trial.inputs()
+    inputs = trial.inputs
     return TrialReport(
         name=trial.spec.name,
         run_id=folder.name,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from tunetrial.generator.v1 import generator_pb2
 
 from flows.clients import Clients
 from flows.errors import UserError
+from flows.spec import is_folder
 from flows.stages.train import TrainedAdapter
 from flows.trial import Trial
 
@@ -32,14 +34,19 @@ async def serve_base(trial: Trial, model: str) -> str:
         listed = [entry async for entry in _models(clients)]
     base = trial.loaded.base(model)
     bases = [entry for entry in listed if entry.kind == generator_pb2.MODEL_KIND_BASE]
-    for entry in bases:
-        if entry.uri == base:
-            return entry.name
-    for entry in bases:
-        if entry.name in (model, base):
-            return entry.name
-    served = ", ".join(f"{entry.name} ({entry.uri})" for entry in bases) or "none"
-    raise UserError(f"models.{model}: the generator does not serve {base}; its base models: {served}")
+    if is_folder(base):
+        # A name or a path says nothing of what is in memory: the weights do.
+        weights = trial.fingerprints.weights(Path(base))
+        right = [entry for entry in bases if entry.weights_sha256 == weights]
+    else:
+        right = [entry for entry in bases if base in (entry.uri, entry.name)]
+    if right:
+        return right[0].name
+    served = ", ".join(f"{entry.name} ({entry.uri}, weights {entry.weights_sha256[:12] or 'unknown'})" for entry in bases) or "none"
+    raise UserError(
+        f"models.{model}: the generator does not serve the weights of {base}; its base models: {served}. Start it with this base, "
+        "or stop `tunetrial up` so that the trial starts its own"
+    )
 
 
 async def serve_adapter(trial: Trial, base: str, adapter: TrainedAdapter) -> Proof:

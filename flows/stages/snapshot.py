@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -99,10 +99,11 @@ async def _search(trial: Trial, index: str, wanted: list[tuple[Item, int]]) -> A
             trial.progress.advance("snapshot")
 
 
-def _requests(trial: Trial, index: str, wanted: list[tuple[Item, int]]) -> Iterator[retriever_pb2.BatchSearchRequest]:
-    for item, k in wanted:
-        search = retriever_pb2.SearchRequest(index=index, query=item.question, settings=search_settings(trial, k))
-        yield retriever_pb2.BatchSearchRequest(id=item.id, search=search)
+def _requests(trial: Trial, index: str, wanted: list[tuple[Item, int]]) -> dict[str, retriever_pb2.BatchSearchRequest]:
+    searches = {
+        item.id: retriever_pb2.SearchRequest(index=index, query=item.question, settings=search_settings(trial, k)) for item, k in wanted
+    }
+    return {name: retriever_pb2.BatchSearchRequest(id=name, search=search) for name, search in searches.items()}
 
 
 def search_settings(trial: Trial, k: int) -> retriever_pb2.SearchSettings:

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from tunetrial.trainer.v1 import trainer_pb2
 
+from flows.clients import Clients
 from flows.data.training_set import TrainingContext, training_set
 from flows.errors import TrialError
 from flows.records import Example, Hit
@@ -88,7 +89,8 @@ async def _one(trial: Trial, prepared: Prepared, snapshot: Snapshot | None, key:
     rows_key = digest(rows)
     inputs = {"version": VERSION, "base": trial.base_identity(training.model), "rows": rows_key, "recipe": recipe, "seed": key.seed}
     address = digest(inputs)
-    name = f"{key.family}-{key.size}-s{key.seed}-{address[:10]}"
+    # Named by what went into it alone: two families that come to the same work share one job.
+    name = f"adapter-{address[:16]}"
     known = _known(trial, address, key)
     if known is None:
         dataset = trial.store.write_lines("training-sets", rows_key, "train.jsonl", rows)
@@ -98,7 +100,7 @@ async def _one(trial: Trial, prepared: Prepared, snapshot: Snapshot | None, key:
         known = replace(await _job(trial, spec, address, key), short=short)
         trial.store.write_json("adapters", address, "adapter.json", asdict(known))
         trial.store.finish("adapters", address, inputs)
-    trial.progress.advance("train", note=name)
+    trial.progress.advance("train", note=f"{key.family}-{key.size}-s{key.seed}")
     return known
 
 
@@ -161,18 +163,32 @@ def _method(training: TrainingSpec) -> trainer_pb2.SupervisedFineTuning:
     )
 
 
-def _show(trial: Trial, job: trainer_pb2.TrainingJob) -> None:
+def _show(trial: Trial, job: trainer_pb2.TrainingJob, key: AdapterKey) -> None:
     progress = job.progress
     if progress.step_count:
-        trial.progress.advance("train", 0, note=f"{job.spec.adapter_name} step {progress.step}/{progress.step_count}")
+        trial.progress.advance("train", 0, note=f"{key.family}-{key.size}-s{key.seed} step {progress.step}/{progress.step_count}")
+
+
+async def _is_spent(clients: Clients, job: trainer_pb2.TrainingJob) -> bool:
+    """Whether the job answered this request before and is no use now: it did not end well, or its adapter was deleted since."""
+    if job.state in (trainer_pb2.JOB_STATE_FAILED, trainer_pb2.JOB_STATE_CANCELLED):
+        return True
+    if job.state != trainer_pb2.JOB_STATE_SUCCEEDED:
+        return False
+    try:
+        await clients.trainer.GetAdapter(trainer_pb2.GetAdapterRequest(name=job.adapter), timeout=60)
+    except grpc.aio.AioRpcError as error:
+        if error.code() == grpc.StatusCode.NOT_FOUND:
+            return True
+        raise
+    return False
 
 
 async def _job(trial: Trial, spec: trainer_pb2.TrainingSpec, address: str, key: AdapterKey) -> TrainedAdapter:
     async with trial.services.use("trainer") as clients:
         created = await clients.trainer.CreateTrainingJob(trainer_pb2.CreateTrainingJobRequest(spec=spec, request_id=address), timeout=120)
         job = created.job
-        if job.state in (trainer_pb2.JOB_STATE_FAILED, trainer_pb2.JOB_STATE_CANCELLED):
-            # The request was tried before and did not end well: it is new work now.
+        if await _is_spent(clients, job):
             again = trainer_pb2.CreateTrainingJobRequest(spec=spec)
             job = (await clients.trainer.CreateTrainingJob(again, timeout=120)).job
         while job.state in _UNDER_WAY:
@@ -180,13 +196,13 @@ async def _job(trial: Trial, spec: trainer_pb2.TrainingSpec, address: str, key: 
             try:
                 async for update in clients.trainer.WatchTrainingJob(trainer_pb2.WatchTrainingJobRequest(id=job.id)):
                     job = update.job
-                    _show(trial, job)
+                    _show(trial, job, key)
             except grpc.aio.AioRpcError as error:
                 if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
                     raise
         if job.state != trainer_pb2.JOB_STATE_SUCCEEDED:
             state = trainer_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
-            raise TrialError(f"training of {spec.adapter_name} {state}: {job.error or 'no reason given'}")
+            raise TrialError(f"training of {key.family}-{key.size}-s{key.seed} {state}: {job.error or 'no reason given'}")
         adapter = (await clients.trainer.GetAdapter(trainer_pb2.GetAdapterRequest(name=job.adapter), timeout=60)).adapter
     return TrainedAdapter(
         key.family,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -34,6 +35,9 @@ class ReferenceJudge:
         self._encoder, self._criteria, self._abstentions = encoder, criteria, tuple(abstentions)
         # Similarities of another encoder make other scores, so the rule has another name then.
         self._rule = reference_rule.NAME if encoder.name == reference_rule.ENCODER else f"{reference_rule.NAME}+{encoder.name}"
+        if self._abstentions:
+            # So do other texts that count as abstentions.
+            self._rule += "+" + hashlib.sha256("\n".join(sorted(self._abstentions)).encode()).hexdigest()[:8]
 
     def freeze(self, draft: Draft) -> Rubric:
         """The rubric of the rule. Raises FailedPrecondition CRITERION_NOT_SUPPORTED."""

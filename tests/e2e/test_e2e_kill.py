@@ -77,9 +77,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc to see whether a process lives")
-def test_a_trial_survives_the_kill_of_its_flow_and_of_every_service(undisturbed: Any, tmp_path: Path) -> None:
+def test_a_trial_survives_ctrl_c_and_the_kill_of_its_flow_and_of_every_service(undisturbed: Any, tmp_path: Path) -> None:
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(SPEC))
     home = tmp_path / ".tunetrial"
+
+    flow = start("run", "trial.yaml", cwd=tmp_path)
+    said = kill_at(flow, {"snapshot: begins": lambda: flow.send_signal(signal.SIGINT)})
+    assert flow.wait(timeout=60) == 130
+    assert "run the same command again" in said
+    assert "Traceback" not in said
 
     flow = start("run", "trial.yaml", cwd=tmp_path)
 
@@ -117,18 +123,3 @@ def test_a_trial_survives_the_kill_of_its_flow_and_of_every_service(undisturbed:
     code, out, err = finish("run", "trial.yaml", "--json", cwd=tmp_path)
     assert code == 0, err
     assert results(json.loads(out)) == undisturbed
-
-
-def test_ctrl_c_ends_a_trial_in_words_and_it_goes_on_later(undisturbed: Any, tmp_path: Path) -> None:
-    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(SPEC))
-    flow = start("run", "trial.yaml", cwd=tmp_path)
-
-    def interrupt() -> None:
-        time.sleep(1)
-        flow.send_signal(signal.SIGINT)
-
-    said = kill_at(flow, {"train: begins": interrupt})
-    assert flow.wait(timeout=60) == 130
-    assert "run the same command again" in said
-    assert "Traceback" not in said
-    assert results(run_trial(SPEC, tmp_path)) == undisturbed

@@ -7,7 +7,7 @@ A statement of a yes/no attribute is a pair: the affirmative sentence and the ne
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -376,3 +376,15 @@ METHOD = EntityType(
 
 TYPES = (DRUG, GENE, PLACE, PERSON, METHOD)
 DOMAINS = tuple(dict.fromkeys(type_.domain for type_ in TYPES))
+
+
+def every_sentence() -> Iterator[str]:
+    """All statements, questions and fillers, with nothing in the places of entity and value."""
+    for type_ in TYPES:
+        for filler in type_.fillers:
+            yield filler.format(e="")
+        for attribute in type_.attributes.values():
+            for wordings in (attribute.statements, attribute.questions):
+                for template in wordings.common + wordings.wide:
+                    for sentence in template if isinstance(template, tuple) else (template,):
+                        yield sentence.format(e="", v="")

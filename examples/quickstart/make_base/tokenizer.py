@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from examples.quickstart.make_base import names
-from examples.quickstart.make_base.facts import TYPES, UNANSWERABLE
+from examples.quickstart.make_base.facts import UNANSWERABLE, every_sentence
 
 PAD, END, USER, ASSISTANT, SYSTEM = SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 CONTEXT_TOKENS = 1024
@@ -39,20 +39,9 @@ _ENGLISH = (
 _REPEATS = 60
 
 
-def _sentences() -> Iterator[str]:
-    for type_ in TYPES:
-        for filler in type_.fillers:
-            yield filler.format(e="")
-        for attribute in type_.attributes.values():
-            for wordings in (attribute.statements, attribute.questions):
-                for template in wordings.common + wordings.wide:
-                    for sentence in template if isinstance(template, tuple) else (template,):
-                        yield sentence.format(e="", v="")
-
-
 def _corpus() -> Iterator[str]:
     """Words with their weights given by repetition; every word is one text, because merges never cross the split."""
-    sentences = list(_sentences())
+    sentences = list(every_sentence())
     for _ in range(_REPEATS):
         for word in _ENGLISH.split():
             yield from (word, f" {word}", f" {word.lower()}", word.capitalize())

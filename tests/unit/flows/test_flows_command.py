@@ -68,7 +68,10 @@ LEAKING += [{**row, "cluster": f"other{n}"} for n, row in enumerate(LEAKING)]
             },
             "two pools",
         ),
-        ({"data__sources": [{"reader": "table", "path": "leaking.json"}], "data__corpus": ["texts"]}, "no gold passage"),
+        (
+            {"data__sources": [{"reader": "table", "path": "leaking.json"}], "data__corpus": ["texts"], "data__test_items": 30},
+            "no gold passage",
+        ),
         ({"data__test_items": 5000}, "only"),
         ({"training__raft__sizes": [100, 5000], "analysis__primary__size": 5000}, "5000"),
         ({"models__small__base": "./no-such-base"}, "no such folder"),

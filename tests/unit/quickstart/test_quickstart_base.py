@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from examples.quickstart.make_base.contexts import prompt
 from examples.quickstart.make_base.evaluate import answers, held_out
@@ -54,6 +54,7 @@ def test_the_mask_of_the_chat_template_covers_the_answer_and_its_end_alone(token
         {"role": "assistant", "content": "Lorvo"},
     ]
     encoded = tokenizer.apply_chat_template(chat, return_assistant_tokens_mask=True, return_dict=True)
+    assert isinstance(encoded, BatchEncoding)
     answer = [token for token, is_answer in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if is_answer]
     assert tokenizer.decode(answer) == " Lorvo<|end|>"
 
