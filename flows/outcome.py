@@ -26,6 +26,8 @@ class Outcome:
     sentence: str
     verdict: str
     also: tuple[str, ...]
+    """The other contrasts on the primary criterion, in short."""
+    contrasts: int
     gate: str
     seconds: float
     tokens: int
@@ -50,7 +52,8 @@ class Outcome:
             finished=finished.isoformat(timespec="seconds"),
             sentence=analysis.primary.sentence,
             verdict=analysis.primary.verdict.value,
-            also=tuple(contrast.short for contrast in analysis.contrasts if not contrast.primary),
+            also=tuple(one.short for one in analysis.contrasts if not one.primary and one.criterion == analysis.primary.criterion),
+            contrasts=len(analysis.contrasts),
             gate="pass" if gate_passes(analysis.primary) else "fail",
             seconds=seconds,
             tokens=counted,

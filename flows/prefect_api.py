@@ -65,7 +65,10 @@ def _wait(child: subprocess.Popen[bytes], url: str, log: Path) -> None:
             if answer.status == 200:
                 return
         if child.poll() is not None or time.monotonic() > deadline:
-            raise TrialError(f"Prefect's local API did not start; see {log}, or set PREFECT_API_URL to a server that runs")
+            end = "\n".join(f"  | {line[:200]}" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-4:])
+            raise TrialError(
+                f"Prefect's local API did not start; set PREFECT_API_URL to a server that runs, or see {log}, which ends:\n{end}"
+            )
         time.sleep(0.1)
 
 

@@ -44,7 +44,7 @@ def outcome(console: Console, found: Outcome, *, again: bool) -> None:
     colour = _COLOURS[found.verdict]
     console.print(f"\n[bold {colour}]{escape(found.sentence)}[/]", highlight=False)
     if found.also:
-        more = len(found.also) - _ALSO
+        more = found.contrasts - 1 - min(len(found.also), _ALSO)
         rest = f" · {more} more contrast{'s' if more > 1 else ''} in the report (Holm)" if more > 0 else ""
         console.print("also: " + escape(" · ".join(found.also[:_ALSO])) + rest, highlight=False)
     parts = [_path(found.report), f"{found.seconds / 60:.1f} min", f"{_count(found.tokens)} tokens"]
