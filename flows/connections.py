@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import anyio
@@ -13,7 +14,7 @@ from flows.clients import Clients, explain
 from flows.local_stack import LocalStack
 
 Request = TypeVar("Request")
-Response = TypeVar("Response")
+Result = TypeVar("Result")
 
 
 class Services:
@@ -76,3 +77,14 @@ async def _feed(requests: tuple[Request, ...], room: anyio.Semaphore, go_on: Cal
         if not go_on():
             return
         yield request
+
+
+async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Results of all, in order. When one fails or all are cancelled, none is left running."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -14,7 +14,7 @@ from typing import Any
 from tunetrial.generator.v1 import generator_pb2
 
 from flows.clients import explain_failure
-from flows.connections import exchange
+from flows.connections import exchange, together
 from flows.errors import TrialError
 from flows.prompting import Shot, Template, passage_message, prompt_hash
 from flows.records import Answer, Contestant, Item, Passage
@@ -55,14 +55,7 @@ async def answer(
         async with gate:
             return await _Asker(trial, prepared, snapshot, adapters, bases).ask(contestant)
 
-    tasks = [asyncio.create_task(one(contestant)) for contestant in contestants]
-    try:
-        results = await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+    results = await together(one(contestant) for contestant in contestants)
     answers = tuple(row for rows, _ in results for row in rows)
     trial.progress.finish("answer", f"{len(answers)} answers")
     return answers, tuple({proof.adapter: proof for _, proof in results if proof is not None}.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import grpc
 from tunetrial.trainer.v1 import trainer_pb2
 
 from flows.clients import Clients
+from flows.connections import together
 from flows.data.training_set import TrainingContext, training_set
 from flows.errors import TrialError
 from flows.records import Example, Hit
@@ -66,14 +66,7 @@ async def train(trial: Trial, prepared: Prepared, snapshot: Snapshot | None) -> 
     if not wanted:
         return {}
     trial.progress.stage("train", len(wanted))
-    running = [asyncio.create_task(_one(trial, prepared, snapshot, key)) for key in wanted]
-    try:
-        adapters = await asyncio.gather(*running)
-    except BaseException:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        raise
+    adapters = await together(_one(trial, prepared, snapshot, key) for key in wanted)
     trial.progress.finish("train", f"{len(wanted)} adapters")
     return dict(zip(wanted, adapters, strict=True))
 
