@@ -96,7 +96,7 @@ def run(spec: SpecPath, home: Home = _HOME, runs: Runs = _RUNS, as_json: Json = 
 def _run_flow(name: str, spec: Path, home: Path, runs: Path, *, quiet: bool) -> Outcome:
     from flows.prefect_api import local_api  # noqa: PLC0415
 
-    with local_api(home), printing.listener(err, quiet=quiet) as listener:
+    with printing.listener(err, quiet=quiet) as listener, local_api(home, listener.say):
         from prefect.exceptions import TerminationSignal  # noqa: PLC0415  Prefect reads its environment when imported
 
         from flows.experiment import LISTENER, experiment  # noqa: PLC0415

@@ -20,14 +20,16 @@ Result = TypeVar("Result")
 class Services:
     """Stubs of services that are ready: of a `stack` of one's own, or, without one, at the `addresses` given."""
 
-    def __init__(self, addresses: Mapping[str, str], stack: LocalStack | None = None) -> None:
-        self._stack = stack
+    def __init__(self, addresses: Mapping[str, str], stack: LocalStack | None = None, say: Callable[[str], None] = lambda _: None) -> None:
+        self._stack, self._say = stack, say
         self._clients = Clients(addresses)
 
     @contextlib.asynccontextmanager
     async def use(self, service: str) -> AsyncIterator[Clients]:
         """Clients with this service ready; failures of calls inside become ServiceError, or say that the process died."""
         if self._stack is not None:
+            if not self._stack.started:
+                self._say("starting the services")
             self._clients.learn(service, await self._stack.address(service))
         with self.explained(service):
             yield self._clients

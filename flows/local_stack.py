@@ -43,6 +43,11 @@ class LocalStack:
         self._lock: IO[str] | None = None
         self._starting = asyncio.Lock()
 
+    @property
+    def started(self) -> bool:
+        """Whether the processes are there, ready or not."""
+        return bool(self._children)
+
     async def address(self, service: str) -> str:
         """Address of the service once it says that it can work. Raises TrialError with the end of its log when it does not get there."""
         async with self._starting:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -32,11 +32,12 @@ _SETTINGS = {
 
 
 @contextlib.contextmanager
-def local_api(home: Path) -> Iterator[None]:
+def local_api(home: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Sets PREFECT_API_URL for the block. Prefect reads its settings when it is imported: enter before. Its files are in `home/prefect`."""
     if os.environ.get("PREFECT_API_URL"):
         yield
         return
+    say("starting Prefect's local API")
     folder = home / "prefect"
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in {"PREFECT_HOME": str(folder), **_SETTINGS}.items():

@@ -72,5 +72,5 @@ def open_trial(loaded: LoadedSpec, home: Path, progress: Progress) -> Trial:
     models = {name: loaded.base(name) for name in loaded.spec.models}
     folders = tuple(Path(name) for name in (*models.values(), loaded.encoder) if is_folder(name))
     stack = None if addresses else LocalStack(home, models, folders, loaded.spec.prompt.abstentions)
-    services = Services(addresses or {}, stack)
+    services = Services(addresses or {}, stack, progress.say)
     return Trial(loaded, home, Store(str(home / "store")), services, progress)

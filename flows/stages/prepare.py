@@ -61,6 +61,7 @@ async def prepare(trial: Trial) -> Prepared:
     inputs = {"version": VERSION, **{name: trial.inputs[name] for name in ("files", "corpus")}, "spec": _relevant(trial)}
     key = digest(inputs)
     if not trial.store.has("prepared", key):
+        trial.progress.stage("prepare")
         prepared = await anyio.to_thread.run_sync(make, trial, key)
         write = trial.store.write_records
         for name, items in (("test", prepared.test), ("pool", prepared.pool), ("shots", prepared.shots)):
@@ -70,6 +71,7 @@ async def prepare(trial: Trial) -> Prepared:
         write("prepared", key, "leaks.parquet", Leak, prepared.leaks)
         trial.store.write_json("prepared", key, "counts.json", dict(prepared.counts))
         trial.store.finish("prepared", key, inputs)
+        trial.progress.finish("prepare", f"{len(prepared.test)} test questions, {len(prepared.passages)} passages")
     return _read(trial, key)
 
 
