@@ -9,9 +9,9 @@ from typing import Any
 from tunetrial.generator.v1 import generator_pb2
 from tunetrial.retriever.v1 import retriever_pb2
 
-from flows.clients import addresses_from_environment
+from flows.clients import ServiceError, addresses_from_environment
 from flows.connections import Services
-from flows.errors import UserError
+from flows.errors import TrialError, UserError
 from flows.local_stack import running_stack
 
 
@@ -40,6 +40,8 @@ async def ask_once(
                     show(response.text)
                 elif response.HasField("done"):
                     done = response.done
+    except ServiceError as error:
+        raise await _with_names(services, error) from error
     finally:
         await services.close()
     return {
@@ -53,6 +55,19 @@ async def ask_once(
         "completion_tokens": done.usage.completion_tokens,
         "latency_ms": round(done.usage.latency_ms, 1),
     }
+
+
+async def _with_names(services: Services, error: ServiceError) -> TrialError:
+    """The same error; for a name that does not exist, with those that do."""
+    if error.reason == "INDEX_NOT_FOUND":
+        async with services.use("retriever") as clients:
+            indexes = (await clients.retriever.ListIndexes(retriever_pb2.ListIndexesRequest(), timeout=60)).indexes
+        return UserError(f"{error}\n  indexes: {', '.join(index.name for index in indexes) or 'none; a trial makes one'}")
+    if error.reason == "MODEL_NOT_FOUND":
+        async with services.use("generator") as clients:
+            models = (await clients.generator.ListModels(generator_pb2.ListModelsRequest(), timeout=60)).models
+        return UserError(f"{error}\n  models: {', '.join(model.name for model in models)}")
+    return error
 
 
 async def _first_base(services: Services) -> str:

@@ -27,7 +27,7 @@ from flows.errors import TrialError, UserError
 if TYPE_CHECKING:
     from flows.outcome import Outcome
     from flows.stages.prepare import Prepared
-    from flows.validate import Finding
+    from flows.validate import Cost, Finding
 
 Result = TypeVar("Result")
 
@@ -94,9 +94,14 @@ def run(spec: SpecPath, home: Home = _HOME, runs: Runs = _RUNS, as_json: Json = 
 
 
 def _run_flow(name: str, spec: Path, home: Path, runs: Path, *, quiet: bool) -> Outcome:
+    from flows.clients import addresses_from_environment  # noqa: PLC0415
+    from flows.local_stack import Busy, is_busy, running_stack  # noqa: PLC0415
     from flows.prefect_api import local_api  # noqa: PLC0415
 
-    with printing.listener(err, quiet=quiet) as listener, local_api(home, listener.say):
+    if is_busy(home) and not (addresses_from_environment() or running_stack(home)):
+        # Said at once, before anything is started.
+        raise Busy(home)
+    with _interruptible(), printing.listener(err, quiet=quiet) as listener, local_api(home, listener.say):
         from prefect.exceptions import TerminationSignal  # noqa: PLC0415  Prefect reads its environment when imported
 
         from flows.experiment import LISTENER, experiment  # noqa: PLC0415
@@ -119,11 +124,17 @@ class Stopped(TrialError):
         self.exit_code = exit_code
 
 
-def _wait_for(work: Coroutine[Any, Any, Result]) -> Result:
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
     try:
-        return asyncio.run(work)
+        yield
     except KeyboardInterrupt:
         raise Stopped("stopped", 130) from None
+
+
+def _wait_for(work: Coroutine[Any, Any, Result]) -> Result:
+    with _interruptible():
+        return asyncio.run(work)
 
 
 @app.command(epilog="Example: `tunetrial validate my-trial.yaml --json`")
@@ -135,11 +146,16 @@ def validate(
 ) -> None:
     """Check a spec: reads all data, contacts all services, spends nothing; says what a run would cost."""
     from flows.progress import Silent  # noqa: PLC0415
-    from flows.spec_file import load  # noqa: PLC0415
+    from flows.spec_file import SpecError, load  # noqa: PLC0415
     from flows.trial import open_trial  # noqa: PLC0415
-    from flows.validate import cost, findings  # noqa: PLC0415
+    from flows.validate import Finding, cost, findings  # noqa: PLC0415
 
-    trial = open_trial(load(spec), home.resolve(), Silent())
+    try:
+        trial = open_trial(load(spec), home.resolve(), Silent())
+    except SpecError as error:
+        split = [problem.partition(": ") for problem in error.problems]
+        _say_validation(spec, [Finding(where, said) for where, _, said in split], None, {}, as_json=as_json)
+        raise typer.Exit(2) from None
 
     async def work() -> tuple[list[Finding], Prepared | None]:
         try:
@@ -151,13 +167,17 @@ def validate(
         found, prepared = _wait_for(work())
     price = cost(trial.spec, prepared) if prepared is not None else None
     counts = dict(prepared.counts) if prepared is not None else {}
+    _say_validation(spec, found, price, counts, as_json=as_json)
+    if found:
+        raise typer.Exit(2)
+
+
+def _say_validation(spec: Path, found: list[Finding], price: Cost | None, counts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         problems = [asdict(one) for one in found]
         printing.as_json({"valid": not found, "problems": problems, "cost": asdict(price) if price else None, "data": counts})
     else:
         printing.validation(out, spec, found, price, counts)
-    if found:
-        raise typer.Exit(2)
 
 
 @app.command(epilog="Example: `tunetrial demo`")
@@ -251,7 +271,7 @@ def report(
     if as_json:
         out.print((folder / "report.json").read_text(encoding="utf-8"), markup=False, highlight=False)
         return
-    printing.outcome(out, outcome, again=True)
+    printing.outcome(out, outcome, again=False)
 
 
 @app.command()

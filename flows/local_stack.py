@@ -31,6 +31,16 @@ class ServiceDied(TrialError):
     """A service's process ended on its own. The same stage can be tried again: the stack starts it anew."""
 
 
+class Busy(UserError):
+    """Another process uses the local services of this home."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(
+            f"another trial is at work in {home}. Wait for it, start `tunetrial up` so that trials share its services, "
+            "or give this one a folder of its own with --home"
+        )
+
+
 class LocalStack:
     """Starts the services at the first need and stops them at the end; each is waited for only when it is first used."""
 
@@ -95,14 +105,9 @@ class LocalStack:
     def _take_lock(self) -> None:
         self._home.mkdir(parents=True, exist_ok=True)
         lock = (self._home / "lock").open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(lock):
             lock.close()
-            raise UserError(
-                f"another trial is at work in {self._home}. Wait for it, start `tunetrial up` so that trials share its services, "
-                "or give this one its own folder with TUNETRIAL_HOME"
-            ) from None
+            raise Busy(self._home)
         self._lock = lock
 
     def _restart(self, service: str) -> None:
@@ -186,14 +191,26 @@ def running_stack(home: Path) -> dict[str, str] | None:
     """Addresses of the stack that `tunetrial up` left running in this home; None when there is none."""
     try:
         stack = json.loads((home / "stack.json").read_text(encoding="utf-8"))
-        with (home / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return dict(stack)
     except (OSError, ValueError):
-        pass
-    # Whoever wrote the file is gone: the lock is free.
-    return None
+        return None
+    # Where the lock is free, whoever wrote the file is gone.
+    return dict(stack) if is_busy(home) else None
+
+
+def is_busy(home: Path) -> bool:
+    """Whether some process runs local services in this home."""
+    if not (home / "lock").exists():
+        return False
+    with (home / "lock").open("a") as lock:
+        return not _lock(lock)
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ class Outcome:
     also: tuple[str, ...]
     """The other contrasts on the primary criterion, in short."""
     contrasts: int
+    notes: tuple[str, ...]
+    """What to read the primary contrast with care for."""
     gate: str
     seconds: float
     tokens: int
@@ -54,6 +56,7 @@ class Outcome:
             verdict=analysis.primary.verdict.value,
             also=tuple(one.short for one in analysis.contrasts if not one.primary and one.criterion == analysis.primary.criterion),
             contrasts=len(analysis.contrasts),
+            notes=analysis.primary.notes,
             gate="pass" if gate_passes(analysis.primary) else "fail",
             seconds=seconds,
             tokens=counted,

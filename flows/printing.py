@@ -43,6 +43,8 @@ def outcome(console: Console, found: Outcome, *, again: bool) -> None:
     """The verdict, the other contrasts in short, and the way to the page."""
     colour = _COLOURS[found.verdict]
     console.print(f"\n[bold {colour}]{escape(found.sentence)}[/]", highlight=False)
+    for note in found.notes:
+        console.print(f"note: {escape(note)}", highlight=False)
     if found.also:
         more = found.contrasts - 1 - min(len(found.also), _ALSO)
         rest = f" · {more} more contrast{'s' if more > 1 else ''} in the report (Holm)" if more > 0 else ""

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunetrial.judge.v1 import judge_pb2
+
 from flows.clients import SERVICES
 from flows.data.chunk import word_spans
 from flows.errors import TrialError, UserError
@@ -51,7 +53,7 @@ async def findings(trial: Trial, *, contact: bool) -> tuple[list[Finding], Prepa
             prepared = await prepare(trial)
             found += _sizes(trial.spec, prepared)
         except UserError as error:
-            found.append(Finding("data", str(error)))
+            found.append(_finding("data", error))
     if contact:
         found += [finding async for finding in _services(trial, bases_readable=not any(f.where.startswith("models.") for f in found))]
     return found, prepared
@@ -70,11 +72,11 @@ def _files(trial: Trial) -> Iterator[Finding]:
         try:
             trial.base_identity(name)
         except UserError as error:
-            yield Finding(f"models.{name}.base", str(error))
+            yield _finding(f"models.{name}.base", error)
     try:
         _ = trial.template
     except UserError as error:
-        yield Finding("prompt.template", str(error))
+        yield _finding("prompt.template", error)
     encoder = trial.loaded.encoder
     if is_folder(encoder) and not Path(encoder).is_dir():
         yield Finding("retrieval.encoder", f"{encoder}: no such folder")
@@ -91,7 +93,10 @@ def _sizes(spec: Spec, prepared: Prepared) -> Iterator[Finding]:
     for name, training in spec.training.items():
         smallest = min(training.sizes)
         if training.batch_size > smallest:
-            yield Finding(f"training.{name}.batch_size", f"{training.batch_size} is more than the smallest training set ({smallest})")
+            yield Finding(
+                f"training.{name}.batch_size",
+                f"{training.batch_size} (16 unless set) is more than the smallest training set: {smallest} or less",
+            )
 
 
 async def _services(trial: Trial, *, bases_readable: bool) -> AsyncIterator[Finding]:
@@ -100,15 +105,33 @@ async def _services(trial: Trial, *, bases_readable: bool) -> AsyncIterator[Find
             async with trial.services.use(service) as clients:
                 if not await clients.serving(service):
                     yield Finding(service, "answers, but says that it is not ready to work")
+            if service == "judge" and trial.spec.judge.engine == "openai":
+                await _judge_is_configured(trial)
         except TrialError as error:
-            yield Finding(service, str(error))
+            yield _finding(service, error)
             continue
         if service == "generator" and bases_readable:
             for name in trial.spec.models:
                 try:
                     await serve_base(trial, name)
                 except TrialError as error:
-                    yield Finding(f"models.{name}", str(error))
+                    yield _finding(f"models.{name}", error)
+
+
+def _finding(where: str, error: TrialError) -> Finding:
+    """The first line says what is wrong; what follows in a message is advice for a run."""
+    said = str(error) if isinstance(error, UserError) else str(error).split("\n", 1)[0]
+    return Finding(where, said.removeprefix(f"{where}: "))
+
+
+async def _judge_is_configured(trial: Trial) -> None:
+    """Raises ServiceError when the judge has no such engine or model. A rubric that brings its steps asks no model and costs nothing."""
+    spec = trial.spec.judge
+    request = judge_pb2.CreateRubricRequest(
+        criterion=spec.rubric[0], engine=judge_pb2.ENGINE_OPENAI, model=spec.model, steps=["Compare the answer with the references."]
+    )
+    async with trial.services.use("judge") as clients:
+        await clients.judge.CreateRubric(request, timeout=60)
 
 
 def cost(spec: Spec, prepared: Prepared) -> Cost:

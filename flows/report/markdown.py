@@ -15,6 +15,7 @@ def markdown(report: TrialReport) -> str:
     margin = analysis.settings.margin
     gate = "pass" if gate_passes(primary) else "fail"
     lines = [f"# {_cell(report.name)}", "", f"**{_cell(primary.sentence)}**", "", _cell(meaning(primary, analysis.settings)), ""]
+    lines += [f"- {_cell(note)}" for note in primary.notes] + ([""] if primary.notes else [])
     lines += [f"Gate: **{gate}** · judge: {_cell(judge_label(report))} · run `{report.run_id}`", ""]
     lines += [
         "## Arms",

@@ -88,7 +88,7 @@ def _data_caveats(report: TrialReport) -> Iterator[Caveat]:
         text = f"The {analysis.items} questions come from {analysis.clusters} documents, which are the independent units. "
         yield Caveat("Few clusters", f"{text}Below {FEW_CLUSTERS}, intervals are only roughly right.")
     if analysis.items < FEW_ITEMS:
-        least = "" if analysis.primary.detectable is None else number(analysis.primary.detectable)
+        least = number(analysis.primary.detectable) if analysis.primary.detectable else ""
         detail = f" A true difference below {least} would often be missed." if least else ""
         yield Caveat("Few questions", f"Only {analysis.items} questions were asked.{detail}")
     if report.leaks:
