@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from trials import QUICKSTART, finish, run_trial
 
+pytestmark = pytest.mark.timeout(900)
+
 
 def spec(name: str, data: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {

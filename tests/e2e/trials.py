@@ -29,7 +29,7 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
 def finish(*arguments: str, cwd: Path) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of the command."""
     process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
