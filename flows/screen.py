@@ -9,8 +9,6 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-STAGES = ("prepare", "index", "snapshot", "train", "answer", "judge", "analyse", "report")
-
 
 class Bars:
     """One bar a stage, with time left."""

@@ -61,7 +61,9 @@ class ChunkSpec(_Part):
     """How documents become passages."""
 
     unit: Literal["paragraph", "tokens"] = Field("paragraph", description="One passage a paragraph, or windows of tokens.")
-    max_tokens: int = Field(200, ge=8, le=4096, description="Longest passage in tokens.")
+    max_tokens: int = Field(
+        200, ge=8, le=4096, description="Longest passage in tokens, counted as words and marks; a model has about 1.2 to one."
+    )
     overlap: int = Field(0, ge=0, description="Tokens shared by neighbouring windows; unit tokens only.")
 
     @model_validator(mode="after")

@@ -93,13 +93,14 @@ class _Asker:
         self._trial.progress.advance("answer", len(questions) - len(missing))
         if missing:
             proof = await self._serve(contestant, adapter)
+            if proof is not None:
+                # Before the first answer: whenever the trial is killed, no answer is kept without the proof of its adapter.
+                self._trial.store.write_json("proofs", group, "proof.json", asdict(proof))
+                self._trial.store.finish("proofs", group, identity)
             try:
                 await self._fetch(contestant, adapter, shots, missing, rows)
             finally:
                 rows.flush()
-            if proof is not None:
-                self._trial.store.write_json("proofs", group, "proof.json", asdict(proof))
-                self._trial.store.finish("proofs", group, identity)
         found = [self._record(contestant, question, rows[question.address]) for question in questions]
         return found, self._proof(group)
 
