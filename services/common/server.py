@@ -167,10 +167,15 @@ class Service:
     """Names of the rpcs that change what is served and need the role admin."""
     close: Callable[[], Awaitable[None]] | None = None
     """Called after the last call has ended."""
+    ready: Callable[[], Awaitable[None]] | None = None
+    """Raises Unavailable while a part that the service needs is away; asked again and again. None: it needs none but itself."""
 
 
 async def start(service: Service, settings: ServerSettings) -> tuple[grpc.aio.Server, int, health.aio.HealthServicer]:
-    """A started server, its port and its health, which says NOT_SERVING until told otherwise. Raises OSError when the address is taken."""
+    """A started server, its port and its health. Raises OSError when the address is taken.
+
+    Health says SERVING for "", the process, at once, and NOT_SERVING for the service's name until told otherwise.
+    """
     tokens = Tokens.read(settings.token_file) if settings.token_file else None
     admin = frozenset(f"/{service.name}/{rpc}" for rpc in service.admin_rpcs)
     from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters  # noqa: PLC0415  after telemetry is set up
@@ -191,6 +196,7 @@ async def start(service: Service, settings: ServerSettings) -> tuple[grpc.aio.Se
     )
     service.add(server)
     checks = health.aio.HealthServicer()
+    await checks.set(service.name, health_pb2.HealthCheckResponse.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((service.name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     credentials = server_credentials(settings)
@@ -203,7 +209,9 @@ async def start(service: Service, settings: ServerSettings) -> tuple[grpc.aio.Se
 async def serve(service: Service, settings: ServerSettings, prepare: Callable[[], Awaitable[None]] | None = None) -> None:
     """Runs the service until SIGTERM or SIGINT (or the end of standard input, by setting), then drains.
 
-    `prepare` loads what the service cannot work without; the health service says SERVING only after it, while the port is open before.
+    `prepare` loads what the service cannot work without. The port is open before it; health says SERVING for the service's name only after
+    it, and from then on while `service.ready` passes. For "" health says SERVING all the time: that is what a probe of liveness should ask,
+    since a new process would bring no store back; a probe of readiness should ask the name.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -224,15 +232,50 @@ async def serve(service: Service, settings: ServerSettings, prepare: Callable[[]
             await server.stop(None)
             prepared.result()
     if not stop.is_set():
-        for name in ("", service.name):
-            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-        _log.info("serving", service=service.name, port=port)
-    await stopped
+        following = asyncio.create_task(_follow(service, settings.health_interval_s, port, checks))
+        await stopped
+        following.cancel()
+        await asyncio.wait((following,))
     _log.info("draining", service=service.name)
     await checks.enter_graceful_shutdown()
     await server.stop(settings.drain_s)
     if service.close is not None:
         await service.close()
+
+
+async def _follow(service: Service, interval_s: float, port: int, checks: health.aio.HealthServicer) -> None:
+    """Keeps health at what `service.ready` says, with a log line for each change."""
+    last: str | None = None
+    while True:
+        trouble = await _trouble(service.ready, interval_s) if service.ready is not None else None
+        reason = trouble.reason if trouble is not None else ""
+        if reason != last:
+            last = reason
+            status = health_pb2.HealthCheckResponse.NOT_SERVING if trouble else health_pb2.HealthCheckResponse.SERVING
+            await checks.set(service.name, status)
+            if trouble is None:
+                _log.info("serving", service=service.name, port=port)
+            else:
+                fault = trouble.__cause__ if isinstance(trouble, errors.Internal) else None
+                _log.warning("not serving", service=service.name, reason=reason, message=trouble.message, exc_info=fault)
+        if service.ready is None:
+            return
+        await asyncio.sleep(interval_s)
+
+
+async def _trouble(ready: Callable[[], Awaitable[None]], limit_s: float) -> errors.TunetrialError | None:
+    try:
+        async with asyncio.timeout(limit_s):
+            await ready()
+    except TimeoutError:
+        return errors.Unavailable("PROBE_TIMED_OUT", "what the service needs did not answer in {seconds} s", seconds=limit_s)
+    except errors.TunetrialError as error:
+        return error
+    except Exception as error:  # a fault of the probe's own must not end the watch, with health left at what it said last
+        fault = errors.Internal("PROBE_FAILED", "the probe failed unexpectedly: {kind}", kind=type(error).__name__)
+        fault.__cause__ = error
+        return fault
+    return None
 
 
 def _write_port(path: Path, port: int) -> None:

@@ -11,7 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class ServerSettings(BaseSettings):
     """Read from `TUNETRIAL_*`; a service's own settings inherit from it. An unknown value is an error at start."""
 
-    model_config = SettingsConfigDict(env_prefix="TUNETRIAL_", frozen=True)
+    # An error about several settings would else show them all, secrets too.
+    model_config = SettingsConfigDict(env_prefix="TUNETRIAL_", frozen=True, hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
     port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -22,6 +23,8 @@ class ServerSettings(BaseSettings):
     max_concurrent_calls: int = Field(512, ge=1, description="Calls at once; more are refused with RESOURCE_EXHAUSTED.")
     max_call_s: float = Field(3600.0, gt=0, description="Longest a call may take, in seconds, whatever deadline it brings.")
     drain_s: float = Field(10.0, ge=0, description="Seconds that running calls get to finish after SIGTERM.")
+
+    health_interval_s: float = Field(5.0, gt=0, description="Seconds between looks at what the service needs, and the most that one takes.")
 
     tls_certificate: Path | None = Field(None, description="PEM file with the server's certificate chain; with tls_key turns TLS on.")
     tls_key: Path | None = Field(None, description="PEM file with the server's private key.")

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from typing import Protocol
@@ -116,6 +116,17 @@ class SearchSettings:
             return self.k
         return max(50, 5 * self.k) if self.window is None else self.window
 
+    def candidates(self, count: int) -> SearchSettings:
+        """The same search for `count` hits where it asks for fewer, so that they can be reordered; what stays first, stays first.
+
+        Legs are read as deep as before. Only a hybrid search that names no window is read deeper, where `count` needs it; one that names
+        a window gives no more hits than that.
+        """
+        if self.mode is not Mode.HYBRID:
+            return replace(self, k=max(self.k, count), window=None)
+        window = max(self.depth, count) if self.window is None else self.window
+        return replace(self, k=min(max(self.k, count), window), window=window)
+
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
@@ -144,7 +155,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage in a result; `rank` counts from 1. Rank and score of a leg are None when that leg did not return it."""
+    """A passage in a result; `rank` counts from 1. Rank and score of a leg are None when that leg did not return it.
+
+    `rerank_score` is None unless a reranker saw the passage; then it is also the `score` that ranked it.
+    """
 
     passage: Passage
     rank: int
@@ -153,6 +167,15 @@ class Hit:
     lexical_score: float | None = None
     dense_rank: int | None = None
     dense_score: float | None = None
+    rerank_score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found, best first. `reranker` is the identity of the one that reordered it, "" for none."""
+
+    hits: tuple[Hit, ...]
+    reranker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +198,14 @@ class IngestReport:
 class Encoder(Protocol):
     """Port to one model that makes unit vectors of texts. Texts beyond the model's longest input are cut by it."""
 
+    @property
+    def fingerprint(self) -> str:
+        """The same only where the same text gives the same vector: what the model was loaded from."""
+
+    @property
+    def max_tokens(self) -> int:
+        """The model's longest input in its own tokens; 0 when it has no limit."""
+
     async def queries(self, texts: Sequence[str]) -> Vectors:
         """Vectors of questions. Raises ResourceExhausted ENCODER_QUEUE_FULL."""
 
@@ -189,8 +220,28 @@ class Encoders(Protocol):
         """Loads it the first time. Raises FailedPrecondition ENCODER_UNAVAILABLE, InvalidArgument URI_NOT_ALLOWED."""
 
 
+class Reranker(Protocol):
+    """Port to a model that reads a query and a passage together. Pairs beyond its longest input are cut by it."""
+
+    @property
+    def identity(self) -> str:
+        """Name and fingerprint of the model as `name@fingerprint`."""
+
+    async def scores(self, query: str, texts: Sequence[str]) -> Sequence[float]:
+        """How well each text answers the query; larger is better, numbers of different models do not compare.
+
+        Raises ResourceExhausted RERANKER_QUEUE_FULL, Unavailable RERANKER_LOADING.
+        """
+
+
 class Indexes(Protocol):
     """Port to stored indexes. Calls on a name without an index raise NotFound INDEX_NOT_FOUND; all may raise Unavailable."""
+
+    async def ready(self) -> None:
+        """Raises Unavailable INDEX_STORE_UNAVAILABLE while the store is away."""
+
+    async def close(self) -> None:
+        """Lets writes that have begun end, and the store go."""
 
     async def create(self, name: str, settings: IndexSettings) -> Index:
         """An open index; the one that is there when its settings are the same.
@@ -210,10 +261,11 @@ class Indexes(Protocol):
     async def present(self, name: str, ids: Sequence[str]) -> frozenset[str]:
         """Those of `ids` that are stored."""
 
-    async def add(self, name: str, passages: Sequence[Passage], vectors: Vectors) -> int:
-        """Stores the passages whose ids are not there yet, all or none, and says how many. They outlive the process once it returned.
+    async def add(self, name: str, passages: Sequence[Passage], vectors: Vectors) -> IngestReport:
+        """Stores the passages whose ids are not there yet; those that it returns as added outlive the process.
 
-        Raises FailedPrecondition INDEX_SEALED or ENCODER_CHANGED, ResourceExhausted INDEX_FULL or DISK_FULL.
+        A passage that the store itself refuses is a failure, and the rest goes in. Raises FailedPrecondition INDEX_SEALED or
+        ENCODER_CHANGED, ResourceExhausted INDEX_FULL, DISK_FULL or INDEX_STORE_BUSY.
         """
 
     async def seal(self, name: str) -> Index:
@@ -265,6 +317,19 @@ def not_found(name: str) -> NotFound:
 def sealed(name: str) -> FailedPrecondition:
     """The error for an ingest into an index that is sealed."""
     return FailedPrecondition("INDEX_SEALED", "index {name} is sealed: passages go into a new index", name=name)
+
+
+def encoder_changed(index: Index, vectors: Vectors) -> FailedPrecondition:
+    """The error for vectors of another length than those that are in the index."""
+    message = "index {name} has vectors of {expected} dimensions, but its encoder {encoder} now makes {found}: make the index again"
+    return FailedPrecondition(
+        "ENCODER_CHANGED",
+        message,
+        name=index.name,
+        expected=index.vector_dimensions,
+        encoder=index.settings.encoder,
+        found=vectors.dimensions,
+    )
 
 
 def _settings_error(name: str, rule: str) -> InvalidArgument:

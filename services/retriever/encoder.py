@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from services.common.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted
 from services.common.security import allowed_path
+from services.retriever import model_files
 from services.retriever.domain import Vectors
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class SentenceEncoders:
         """Paths of models must lie under `uri_roots` (separated by ':'); `default` is the operator's own and may lie anywhere."""
         self._default, self._device, self._threads, self._uri_roots = default, device, threads, uri_roots
         self._batch_size, self._max_loaded, self._max_queue = batch_size, max_loaded, max_queue
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="device")
+        """The thread of the device. Whatever else works on it goes through here: two busy threads of torch stand in each other's way."""
         self._loaded: OrderedDict[str, asyncio.Task[SentenceEncoder]] = OrderedDict()
 
     async def get(self, name: str) -> SentenceEncoder:
@@ -78,7 +80,7 @@ class SentenceEncoders:
             path = Path(name).expanduser() if name == self._default else allowed_path(name, self._uri_roots)
             if not path.is_dir():
                 raise _unavailable(name, "there is no such folder")
-            return str(path)
+            return str(path.absolute())
         if not _HUB_NAME.fullmatch(name):
             message = "{name!r} is neither a model name (owner/name) nor an absolute path"
             raise InvalidArgument("ENCODER_INVALID", message, name=name[:200], field="settings.encoder")
@@ -91,11 +93,11 @@ class SentenceEncoders:
     async def _load(self, name: str, source: str) -> SentenceEncoder:
         run = asyncio.get_running_loop().run_in_executor
         try:
-            model = await run(self._executor, partial(_load_model, source, self._device, self._threads))
+            model, fingerprint = await run(self.executor, partial(_load_model, source, self._device, self._threads))
         except Exception as error:
             raise _unavailable(name, (str(error).splitlines() or [type(error).__name__])[0]) from error
         _log.info("encoder loaded", encoder=name, device=self._device, max_tokens=model.max_seq_length)
-        return SentenceEncoder(model, self._executor, self._batch_size, self._max_queue)
+        return SentenceEncoder(model, self.executor, self._batch_size, self._max_queue, fingerprint)
 
 
 def _unavailable(name: str, why: str) -> FailedPrecondition:
@@ -103,15 +105,20 @@ def _unavailable(name: str, why: str) -> FailedPrecondition:
     return FailedPrecondition("ENCODER_UNAVAILABLE", message, encoder=name, why=why, field="settings.encoder")
 
 
-def _load_model(source: str, device: str, threads: int) -> SentenceTransformer:
+def _load_model(source: str, device: str, threads: int) -> tuple[SentenceTransformer, str]:
+    """The model and its fingerprint: files, and the library that turns them into vectors."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts come in small batches; `threads` is for the model
     import torch  # noqa: PLC0415  takes seconds: the port is open before
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+    from sentence_transformers import SentenceTransformer, __version__  # noqa: PLC0415
     from transformers.utils import logging  # noqa: PLC0415
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library leaves it without types
     torch.set_num_threads(threads)
-    return SentenceTransformer(source, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    folder = Path(source) if source.startswith("/") else model_files.from_hub(source, "sentence-transformers")
+    fingerprint = f"{model_files.fingerprint(folder)} sentence-transformers {__version__}"
+    kept = {"use_safetensors": True}
+    model = SentenceTransformer(str(folder), device=device, trust_remote_code=False, local_files_only=True, model_kwargs=kept)
+    return model, fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +130,18 @@ class _Waiting:
 class SentenceEncoder:
     """One model. While it works on a batch, texts of other callers gather for the next; queries go before passages."""
 
-    def __init__(self, model: SentenceTransformer, executor: ThreadPoolExecutor, batch_size: int, max_queue: int) -> None:
+    def __init__(self, model: SentenceTransformer, executor: ThreadPoolExecutor, batch_size: int, max_queue: int, fingerprint: str) -> None:
         self._model, self._executor, self._batch_size, self._max_queue = model, executor, batch_size, max_queue
+        self.fingerprint = fingerprint
+        """See `Encoder`."""
         self._queries: deque[_Waiting] = deque()
         self._passages: deque[_Waiting] = deque()
         self._working: asyncio.Task[None] | None = None
+
+    @property
+    def max_tokens(self) -> int:
+        """See `Encoder`."""
+        return self._model.max_seq_length or 0
 
     async def queries(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors of questions. Raises ResourceExhausted ENCODER_QUEUE_FULL."""
@@ -137,7 +151,7 @@ class SentenceEncoder:
         return await self._encode(self._queries, texts)
 
     async def passages(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors of passages; at most one batch of each ingest waits at a time."""
+        """Unit vectors of passages; at most two batches of each ingest wait at a time."""
         return await self._encode(self._passages, texts)
 
     async def _encode(self, queue: deque[_Waiting], texts: Sequence[str]) -> Vectors:

@@ -38,8 +38,13 @@ class Ranked(Generic[Key]):
 
 def ranked(leg: Iterable[Scored[Key]], window: int) -> tuple[Scored[Key], ...]:
     """The best `window` passages of a leg, best first, equal scores in the order of their keys."""
-    rounded = (Scored(hit.key, round(hit.score, SCORE_DECIMALS)) for hit in leg)
-    return tuple(sorted(rounded, key=lambda hit: (-hit.score, hit.key))[:window])
+    best = sorted([(-round(hit.score, SCORE_DECIMALS), hit.key) for hit in leg])[:window]
+    return tuple(Scored(key, -score) for score, key in best)
+
+
+def settled(leg: Sequence[Scored[Key]], window: int, limit: int) -> bool:
+    """Whether a ranked leg that was asked for `limit` passages shows its best `window`: those left out score less than the last of them."""
+    return len(leg) < limit or leg[window - 1].score > leg[-1].score
 
 
 def fuse(
@@ -56,26 +61,18 @@ def fuse(
     One leg keeps its own scores. Of two, a passage scores the sum over the legs of weight / (fusion_k + rank), nothing for a leg that
     did not return it; a passage that scores nothing at all (only a leg of weight 0 returned it) is no hit.
     """
-    lexical_at = _places(lexical)
-    dense_at = _places(dense)
-    hits = []
-    for key in lexical_at.keys() | dense_at.keys():
-        lexical_rank, lexical_score = lexical_at.get(key, (None, None))
-        dense_rank, dense_score = dense_at.get(key, (None, None))
-        if lexical is None or dense is None:
-            own = dense_score if lexical is None else lexical_score
-            score = 0.0 if own is None else own
-        else:
-            score = _share(lexical_weight, fusion_k, lexical_rank) + _share(dense_weight, fusion_k, dense_rank)
-            if score <= 0:
-                continue
-        hits.append(Ranked(key, score, lexical_rank, lexical_score, dense_rank, dense_score))
-    return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.key))[:k])
+    lexical_at, dense_at = _places(lexical), _places(dense)
+    scores: dict[Key, float] = {}
+    if lexical is None or dense is None:
+        scores = {hit.key: hit.score for hit in lexical or dense or ()}
+    else:
+        for leg, weight in ((lexical, lexical_weight), (dense, dense_weight)):
+            for rank, hit in enumerate(leg if weight else (), 1):
+                scores[hit.key] = scores.get(hit.key, 0.0) + weight / (fusion_k + rank)
+    best = sorted([(-score, key) for key, score in scores.items()])[:k]
+    nowhere = (None, None)
+    return tuple(Ranked(key, -score, *lexical_at.get(key, nowhere), *dense_at.get(key, nowhere)) for score, key in best)
 
 
 def _places(leg: Sequence[Scored[Key]] | None) -> dict[Key, tuple[int, float]]:
     return {hit.key: (rank, hit.score) for rank, hit in enumerate(leg or (), 1)}
-
-
-def _share(weight: float, fusion_k: int, rank: int | None) -> float:
-    return 0.0 if rank is None else weight / (fusion_k + rank)

@@ -30,8 +30,21 @@ from lancedb.index import FTS, BTree, lang_mapping
 from lancedb.query import AsyncFTSQuery, AsyncVectorQuery, FullTextOperator, MatchQuery
 
 from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted, TunetrialError
-from services.retriever.domain import ContentHash, Hit, Index, IndexSettings, Mode, Passage, Query, Vectors, not_found, sealed
-from services.retriever.fusion import SCORE_DECIMALS, Scored, fuse, ranked
+from services.retriever.domain import (
+    ContentHash,
+    Hit,
+    Index,
+    IndexSettings,
+    IngestReport,
+    Mode,
+    Passage,
+    Query,
+    Vectors,
+    encoder_changed,
+    not_found,
+    sealed,
+)
+from services.retriever.fusion import Scored, fuse, ranked, settled
 from services.retriever.index_files import explained, read_manifest, sync, write_manifest
 from services.retriever.lance_rows import TEXTS, predicate, to_arrow, to_passages
 
@@ -69,6 +82,9 @@ class LanceIndexes:
                 raise FailedPrecondition("DATA_DIR_IN_USE", message, folder=data_dir) from None
             for left in self._folder.glob(".*-*"):  # an index that was being created or deleted when the process ended
                 shutil.rmtree(left)
+
+    async def ready(self) -> None:
+        """Always: the folder is locked, and what is wrong with a disk is told by the call that meets it."""
 
     async def close(self) -> None:
         """Lets writes that have begun end, then gives the folder free."""
@@ -143,9 +159,10 @@ class LanceIndexes:
         """See `Indexes`."""
         return frozenset((await self._open(name)).ids.intersection(ids))
 
-    async def add(self, name: str, passages: Sequence[Passage], vectors: Vectors) -> int:
-        """See `Indexes`."""
-        return await self._whole(self._add(name, passages, vectors))
+    async def add(self, name: str, passages: Sequence[Passage], vectors: Vectors) -> IngestReport:
+        """See `Indexes`; all of them or none."""
+        added_count = await self._whole(self._add(name, passages, vectors))
+        return IngestReport(added_count, len(passages) - added_count, ())
 
     async def _add(self, name: str, passages: Sequence[Passage], vectors: Vectors) -> int:
         async with self._changing(name) as opened:
@@ -158,7 +175,7 @@ class LanceIndexes:
                 message = "index {name} is full: the embedded index holds {limit} passages (TUNETRIAL_MAX_PASSAGES)"
                 raise ResourceExhausted("INDEX_FULL", message, name=name, limit=self._max_passages)
             if opened.index.vector_dimensions not in (0, vectors.dimensions):
-                raise _encoder_changed(opened.index, vectors)
+                raise encoder_changed(opened.index, vectors)
             batch = to_arrow([passages[row] for row in rows], vectors.take(rows))
             if opened.table is None:
                 opened.table = await opened.database.create_table("passages", batch, mode="overwrite")
@@ -197,7 +214,7 @@ class LanceIndexes:
         opened = await self._open(name)
         index, table, settings = opened.index, opened.table, query.settings
         if query.vector is not None and query.vector.dimensions != index.vector_dimensions:
-            raise _encoder_changed(index, query.vector)
+            raise encoder_changed(index, query.vector)
         with self._reading(name):
             assert table is not None  # noqa: S101  a sealed index has a table
             where = predicate(settings.filters)
@@ -305,6 +322,7 @@ async def _sorted(opened: _Opened, settings: IndexSettings) -> tuple[lancedb.Asy
         language=settings.language or "English",
         stem=bool(settings.language),
         remove_stop_words=bool(settings.language),
+        ascii_folding=False,  # accents count, as with Elasticsearch's standard analyzer
         num_workers=1,  # the same layout, and so the same order, every time
     )
     await table.create_index("text", config=words)
@@ -354,14 +372,11 @@ async def _leg(
     while True:
         asked = ask().with_row_id().limit(limit)
         rows = await (asked if where is None else asked.where(where)).to_arrow()
-        hits = [Scored(key, score(value)) for key, value in zip(rows["_rowid"].to_pylist(), rows[column].to_pylist(), strict=True)]
-        if len(hits) < limit:
-            break
-        scores = sorted((round(hit.score, SCORE_DECIMALS) for hit in hits), reverse=True)
-        if scores[depth - 1] > scores[-1]:
-            break
+        pairs = zip(rows["_rowid"].to_pylist(), rows[column].to_pylist(), strict=True)
+        hits = ranked((Scored(key, score(value)) for key, value in pairs), limit)
+        if settled(hits, depth, limit):
+            return hits[:depth]
         limit *= 4
-    return ranked(hits, depth)
 
 
 async def _by_id(table: lancedb.AsyncTable) -> AsyncIterator[pa.Table]:
@@ -376,15 +391,3 @@ async def _by_id(table: lancedb.AsyncTable) -> AsyncIterator[pa.Table]:
 def _hash(digest: ContentHash, rows: pa.Table) -> None:
     for passage in to_passages(rows):
         digest.add(passage)
-
-
-def _encoder_changed(index: Index, vectors: Vectors) -> FailedPrecondition:
-    message = "index {name} has vectors of {expected} dimensions, but its encoder {encoder} now makes {found}: make the index again"
-    return FailedPrecondition(
-        "ENCODER_CHANGED",
-        message,
-        name=index.name,
-        expected=index.vector_dimensions,
-        encoder=index.settings.encoder,
-        found=vectors.dimensions,
-    )

@@ -36,8 +36,8 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
         self._retriever, self._batch_concurrency = retriever, batch_concurrency
 
     async def CreateIndex(self, request: retriever_pb2.CreateIndexRequest, context: _Context) -> retriever_pb2.CreateIndexResponse:
-        index = await self._retriever.create(request.name, to_index_settings(request.settings))
-        return retriever_pb2.CreateIndexResponse(index=from_index(index))
+        index, max_tokens = await self._retriever.create(request.name, to_index_settings(request.settings))
+        return retriever_pb2.CreateIndexResponse(index=from_index(index), encoder_max_tokens=max_tokens)
 
     async def IngestPassages(
         self, requests: AsyncIterator[retriever_pb2.IngestPassagesRequest], context: _Context
@@ -104,8 +104,8 @@ class RetrieverServicer(retriever_pb2_grpc.RetrieverServiceServicer):
             return retriever_pb2.BatchSearchResponse(id=request.id, failure=to_failure(error))
 
     async def _search(self, request: retriever_pb2.SearchRequest) -> retriever_pb2.SearchResponse:
-        hits = await self._retriever.search(request.index, request.query, to_search_settings(request.settings))
-        return retriever_pb2.SearchResponse(hits=[from_hit(hit) for hit in hits])
+        found = await self._retriever.search(request.index, request.query, to_search_settings(request.settings))
+        return retriever_pb2.SearchResponse(hits=[from_hit(hit) for hit in found.hits], reranker=found.reranker)
 
 
 async def _next(requests: AsyncIterator[retriever_pb2.BatchSearchRequest]) -> retriever_pb2.BatchSearchRequest | None:
@@ -188,4 +188,5 @@ def from_hit(hit: Hit) -> retriever_pb2.Hit:
         lexical_score=hit.lexical_score,
         dense_rank=hit.dense_rank,
         dense_score=hit.dense_score,
+        rerank_score=hit.rerank_score,
     )

@@ -1,45 +1,71 @@
-"""The real server in process, with the real default encoder, over each store. A new store joins the suite by a line in STORES."""
+"""The real server in process, with the real default encoder, over each store. A new store joins the suite by a line in STORES.
+
+Stores in REAL_STORES need a server and take part with the option --real, instead of the others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import grpc
 import pytest
 from retriever_client import Client
+from retriever_server import default_encoders, served
 from tunetrial.retriever.v1 import retriever_pb2_grpc
 
-from services.common.server import Service, start
+from services.retriever.__main__ import elastic_indexes
 from services.retriever.domain import Indexes
-from services.retriever.encoder import BUNDLED, SentenceEncoders
+from services.retriever.elastic_settings import ElasticsearchSettings
+from services.retriever.encoder import SentenceEncoders
 from services.retriever.lance_index import LanceIndexes
-from services.retriever.retriever import Retriever
-from services.retriever.servicer import RetrieverServicer
-from services.retriever.settings import Settings
+from tests.real.elastic_servers import ElasticServers
 
 STORES: dict[str, Callable[[Path], Indexes]] = {"lance": lambda folder: LanceIndexes(folder, max_passages=2000)}
+REAL_STORES = {
+    "elasticsearch-8": ("8",),
+    "elasticsearch-8-password": ("8", "password"),
+    "elasticsearch-9": ("9",),
+    "elasticsearch-9-api-key": ("9", "api-key"),
+}
+"""Release of the server and, where it is secured, how the retriever shows who it is."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "store" in metafunc.fixturenames:
+        stores = REAL_STORES if metafunc.config.getoption("--real") else STORES
+        metafunc.parametrize("store", stores, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def encoders() -> SentenceEncoders:
-    return SentenceEncoders(default=BUNDLED[0], device="cpu", threads=1, batch_size=32, max_loaded=2, max_queue=100, uri_roots="")
+    return default_encoders()
 
 
-@pytest.fixture(scope="session", params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Indexes:
-    return STORES[request.param](tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="session")
+async def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Indexes]:
+    if request.param in STORES:
+        indexes = STORES[request.param](tmp_path_factory.mktemp(request.param))
+        yield indexes
+        await indexes.close()
+        return
+    servers: ElasticServers = request.getfixturevalue("elastic_servers")
+    major, *secured = REAL_STORES[request.param]
+    with servers.running(major, secured=bool(secured)) as node:
+        indexes = elastic_indexes(ElasticsearchSettings(**node.client_settings(*secured)))
+        yield indexes
+        await indexes.close()
+
+
+@pytest.fixture(scope="session")
+def languages(store: Indexes) -> bool:
+    """Whether the store under test has analyzers for languages."""
+    return True
 
 
 @pytest.fixture(scope="session")
 async def stub(store: Indexes, encoders: SentenceEncoders) -> AsyncIterator[retriever_pb2_grpc.RetrieverServiceAsyncStub]:
-    servicer = RetrieverServicer(Retriever(store, encoders, BUNDLED[0], ingest_batch=64), batch_concurrency=8)
-    name = "tunetrial.retriever.v1.RetrieverService"
-    service = Service(name, lambda server: retriever_pb2_grpc.add_RetrieverServiceServicer_to_server(servicer, server))
-    server, port, _ = await start(service, Settings(port=0))
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield retriever_pb2_grpc.RetrieverServiceStub(channel)
-    await server.stop(1)
+    async with served(store, encoders) as stub:
+        yield stub
 
 
 @pytest.fixture

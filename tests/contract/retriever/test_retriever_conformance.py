@@ -32,10 +32,10 @@ def corpus() -> list[common_pb2.Passage]:
 
 
 async def test_an_index_is_born_open_with_its_settings_resolved(client: Client) -> None:
-    index = await client.create(language="English")
+    index = await client.create()
     assert (index.name, index.state, index.passage_count, index.vector_dimensions) == (client.name, pb.INDEX_STATE_OPEN, 0, 0)
     assert index.settings.encoder == "sentence-transformers/all-MiniLM-L6-v2"
-    assert (index.settings.bm25_k1, index.settings.bm25_b, index.settings.language) == (1.2, 0.75, "English")
+    assert (index.settings.bm25_k1, index.settings.bm25_b, index.settings.language) == (1.2, 0.75, "")
     assert (index.HasField("create_time"), index.HasField("seal_time"), index.content_hash) == (True, False, "")
 
 
@@ -299,7 +299,7 @@ async def test_filter_values_are_data_whatever_characters_they_hold(client: Clie
         "tea AND (",
         "+tea -water",
         "tea~2 tea^3",
-        "text:tea",
+        'text:"tea"',
         "/tea.*/",
         "???",
         "\\",
@@ -332,15 +332,26 @@ async def test_words_of_any_script_are_found(client: Client) -> None:
     }
     await client.made([passage(id, text) for id, text in rows.items()])  # noqa: A001
     for query, id in (("首都", "zh"), ("東京", "ja"), ("αθήνα", "el"), ("CAFÉ", "fr"), ("القاهرة", "ar")):  # noqa: A001
-        assert await client.ids(query, LEXICAL) == [id], query
+        # A store may cut Chinese and Japanese into single characters: then others follow, but not before.
+        assert (await client.ids(query, LEXICAL))[:1] == [id], query
 
 
-async def test_a_language_stems_words_and_none_does_not(client: Client) -> None:
+async def test_accents_count_and_case_does_not(client: Client) -> None:
+    await client.made([passage("with", "Le café coûte cher"), passage("without", "Le cafe coute cher")])
+    assert await client.ids("CAFÉ", LEXICAL) == ["with"]
+    assert await client.ids("Cafe", LEXICAL) == ["without"]
+
+
+async def test_a_language_stems_words_and_none_does_not(client: Client, languages: bool) -> None:
     rows = [passage("a", "The runners were running"), passage("b", "Nobody sat there")]
     await client.made(rows)
     english = Client(client.stub)
-    await english.made(rows, language="English")
     assert await client.ids("run", LEXICAL) == []
+    if not languages:
+        with refused(INVALID, "INDEX_SETTINGS_INVALID", "settings.language"):
+            await english.create(language="English")
+        return
+    assert (await english.made(rows, language="English")).settings.language == "English"
     assert await english.ids("run", LEXICAL) == ["a"]
     assert await client.ids("the", LEXICAL) == ["a"]
     assert await english.ids("the", LEXICAL) == []

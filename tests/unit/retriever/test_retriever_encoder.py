@@ -36,7 +36,7 @@ def model() -> Model:
 
 @pytest.fixture
 def encoder(model: Model) -> SentenceEncoder:
-    return SentenceEncoder(model, ThreadPoolExecutor(1), batch_size=4, max_queue=8)  # type: ignore[arg-type]
+    return SentenceEncoder(model, ThreadPoolExecutor(1), batch_size=4, max_queue=8, fingerprint="f")  # type: ignore[arg-type]
 
 
 async def begun(model: Model) -> None:
@@ -128,7 +128,7 @@ async def test_a_folder_in_the_way_of_a_model_name_is_refused(tmp_path: Any, mon
 
 
 async def test_a_model_that_failed_to_load_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes: list[Any] = [OSError("no network"), type("M", (), {"max_seq_length": 9})()]
+    outcomes: list[Any] = [OSError("no network"), (type("M", (), {"max_seq_length": 9})(), "f")]
 
     def load(*_: object) -> Any:
         outcome = outcomes.pop(0)
@@ -144,9 +144,10 @@ async def test_a_model_that_failed_to_load_is_tried_again(monkeypatch: pytest.Mo
 
 
 async def test_the_encoder_unused_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.retriever.encoder._load_model", lambda *_: type("M", (), {"max_seq_length": 9})())
+    monkeypatch.setattr("services.retriever.encoder._load_model", lambda *_: (type("M", (), {"max_seq_length": None})(), "f"))
     held = encoders()
     a, b = await held.get("a"), await held.get("b")
+    assert (a.fingerprint, a.max_tokens) == ("f", 0)
     assert await held.get("a") is a
     await held.get("c")
     assert await held.get("a") is a

@@ -12,6 +12,7 @@ from services.retriever.domain import (
     ContentHash,
     Index,
     IndexSettings,
+    IngestReport,
     Mode,
     Part,
     Passage,
@@ -32,6 +33,27 @@ def test_the_window_is_five_k_and_at_least_fifty_unless_given(k: int, window: in
 @pytest.mark.parametrize("mode", [Mode.LEXICAL, Mode.DENSE])
 def test_one_leg_alone_is_read_to_k(mode: Mode) -> None:
     assert SearchSettings(mode=mode, k=7, window=100).depth == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "k", "depth"),
+    [
+        ({"k": 5}, 50, 50),
+        ({"k": 100}, 100, 500),
+        ({"k": 5, "window": 7}, 7, 7),
+        ({"k": 5, "window": 200}, 50, 200),
+        ({"k": 5, "mode": Mode.DENSE}, 50, 50),
+        ({"k": 100, "mode": Mode.LEXICAL, "window": 300}, 100, 100),
+    ],
+)
+def test_candidates_are_so_many_without_reading_the_legs_to_another_depth(settings: dict[str, object], k: int, depth: int) -> None:
+    wider = SearchSettings(**settings).candidates(50)  # type: ignore[arg-type]
+    assert (wider.k, wider.depth) == (k, depth)
+
+
+def test_more_candidates_than_the_legs_were_read_for_deepen_only_legs_without_a_window() -> None:
+    assert (SearchSettings(k=5).candidates(200).k, SearchSettings(k=5).candidates(200).depth) == (200, 200)
+    assert (SearchSettings(k=5, window=60).candidates(200).k, SearchSettings(k=5, window=60).candidates(200).depth) == (60, 60)
 
 
 def test_weights_of_zero_are_refused_only_where_they_rank() -> None:
@@ -87,6 +109,7 @@ class Recorder:
     stored: dict[str, Passage] = field(default_factory=dict)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     full_at: int = 10**9
+    encoded: asyncio.Event | None = None
 
     async def get(self, name: str) -> "Index | Recorder":
         return self if name == "e" else Index(name, IndexSettings("e"), datetime.now(UTC))
@@ -96,9 +119,11 @@ class Recorder:
 
     async def passages(self, texts: Sequence[str]) -> Vectors:
         self.events.append(f"encode {' '.join(texts)}")
+        if self.encoded is not None:
+            await self.encoded.wait()
         return Vectors(1, b"\0\0\0\0" * len(texts))
 
-    async def add(self, name: str, passages: Sequence[Passage], vectors: Vectors) -> int:
+    async def add(self, name: str, passages: Sequence[Passage], vectors: Vectors) -> IngestReport:
         assert len(passages) == len(vectors)
         await self.go.wait()
         if len(self.stored) >= self.full_at:
@@ -106,7 +131,7 @@ class Recorder:
         self.events.append(f"store {' '.join(passage.id for passage in passages)}")
         new = {passage.id: passage for passage in passages if passage.id not in self.stored}
         self.stored |= new
-        return len(new)
+        return IngestReport(len(new), len(passages) - len(new), ())
 
 
 def retriever(recorder: Recorder) -> Retriever:
@@ -118,16 +143,30 @@ async def parts(*ids: str) -> AsyncIterator[Part]:
         yield Part("index", (Passage(each, f"text-{each}"),))
 
 
-async def test_the_next_batch_is_encoded_while_the_one_before_is_stored() -> None:
-    recorder = Recorder()
-    ingest = asyncio.create_task(retriever(recorder).ingest(parts("a", "b", "c", "d", "e")))
-    while len(recorder.events) < 2:  # noqa: ASYNC110  it happens in the next turns of the loop
+async def turns() -> None:
+    for _ in range(100):  # of the loop: more than all that can happen before somebody waits
         await asyncio.sleep(0)
+
+
+async def test_the_next_batch_is_encoded_while_one_is_stored_and_no_more_is_read() -> None:
+    recorder = Recorder()
+    ingest = asyncio.create_task(retriever(recorder).ingest(parts(*"abcdefghi")))
+    await turns()
     assert recorder.events == ["encode text-a text-b", "encode text-c text-d"]
     recorder.go.set()
     report = await ingest
-    assert (report.added_count, report.skipped_count) == (5, 0)
-    assert recorder.events[-1] == "store e"
+    assert (report.added_count, report.skipped_count) == (9, 0)
+    assert [event for event in recorder.events if event[0] == "s"] == ["store a b", "store c d", "store e f", "store g h", "store i"]
+
+
+async def test_the_encoder_has_the_next_batch_before_it_is_done_with_one() -> None:
+    recorder = Recorder(encoded=asyncio.Event())
+    recorder.go.set()
+    ingest = asyncio.create_task(retriever(recorder).ingest(parts(*"abcdefghi")))
+    await turns()
+    assert recorder.events == ["encode text-a text-b", "encode text-c text-d"]
+    recorder.encoded.set()
+    assert (await ingest).added_count == 9
 
 
 async def test_what_is_stored_already_is_not_encoded_again() -> None:

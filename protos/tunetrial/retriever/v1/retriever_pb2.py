@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tunetrial.common.v1 import common_pb2 as tunetrial_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tunetrial/retriever/v1/retriever.proto\x12\x16tunetrial.retriever.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tunetrial/common/v1/common.proto\"\xbc\x02\n\x05Index\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x08settings\x18\x02 \x01(\x0b\x32%.tunetrial.retriever.v1.IndexSettings\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".tunetrial.retriever.v1.IndexState\x12\x15\n\rpassage_count\x18\x04 \x01(\x03\x12\x19\n\x11vector_dimensions\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\tseal_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x14\n\x0c\x63ontent_hash\x18\x08 \x01(\tB\x0c\n\n_seal_time\"t\n\rIndexSettings\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x14\n\x07\x62m25_k1\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06\x62m25_b\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08language\x18\x04 \x01(\tB\n\n\x08_bm25_k1B\t\n\x07_bm25_b\"\x8e\x03\n\x0eSearchSettings\x12\x30\n\x04mode\x18\x01 \x01(\x0e\x32\".tunetrial.retriever.v1.SearchMode\x12\x0e\n\x01k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06window\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x15\n\x08\x66usion_k\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x1b\n\x0elexical_weight\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0c\x64\x65nse_weight\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12\x44\n\x07\x66ilters\x18\x07 \x03(\x0b\x32\x33.tunetrial.retriever.v1.SearchSettings.FiltersEntry\x12\x13\n\x06rerank\x18\x08 \x01(\x08H\x05\x88\x01\x01\x1a.\n\x0c\x46iltersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x04\n\x02_kB\t\n\x07_windowB\x0b\n\t_fusion_kB\x11\n\x0f_lexical_weightB\x0f\n\r_dense_weightB\t\n\x07_rerank\"\xa9\x02\n\x03Hit\x12-\n\x07passage\x18\x01 \x01(\x0b\x32\x1c.tunetrial.common.v1.Passage\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x19\n\x0clexical_rank\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\rlexical_score\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\ndense_rank\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x18\n\x0b\x64\x65nse_score\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0crerank_score\x18\x08 \x01(\x01H\x04\x88\x01\x01\x42\x0f\n\r_lexical_rankB\x10\n\x0e_lexical_scoreB\r\n\x0b_dense_rankB\x0e\n\x0c_dense_scoreB\x0f\n\r_rerank_score\"[\n\x12\x43reateIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x08settings\x18\x02 \x01(\x0b\x32%.tunetrial.retriever.v1.IndexSettings\"C\n\x13\x43reateIndexResponse\x12,\n\x05index\x18\x01 \x01(\x0b\x32\x1d.tunetrial.retriever.v1.Index\"V\n\x15IngestPassagesRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12.\n\x08passages\x18\x02 \x03(\x0b\x32\x1c.tunetrial.common.v1.Passage\"~\n\x16IngestPassagesResponse\x12\x13\n\x0b\x61\x64\x64\x65\x64_count\x18\x01 \x01(\x03\x12\x15\n\rskipped_count\x18\x02 \x01(\x03\x12\x38\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32&.tunetrial.retriever.v1.PassageFailure\"=\n\x0ePassageFailure\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\" \n\x10SealIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x11SealIndexResponse\x12,\n\x05index\x18\x01 \x01(\x0b\x32\x1d.tunetrial.retriever.v1.Index\"\x1f\n\x0fGetIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x10GetIndexResponse\x12,\n\x05index\x18\x01 \x01(\x0b\x32\x1d.tunetrial.retriever.v1.Index\"N\n\x12ListIndexesRequest\x12\x16\n\tpage_size\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x02 \x01(\tB\x0c\n\n_page_size\"^\n\x13ListIndexesResponse\x12.\n\x07indexes\x18\x01 \x03(\x0b\x32\x1d.tunetrial.retriever.v1.Index\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44\x65leteIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteIndexResponse\"g\n\rSearchRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x38\n\x08settings\x18\x03 \x01(\x0b\x32&.tunetrial.retriever.v1.SearchSettings\";\n\x0eSearchResponse\x12)\n\x04hits\x18\x01 \x03(\x0b\x32\x1b.tunetrial.retriever.v1.Hit\"W\n\x12\x42\x61tchSearchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x35\n\x06search\x18\x02 \x01(\x0b\x32%.tunetrial.retriever.v1.SearchRequest\"\x96\x01\n\x13\x42\x61tchSearchResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x38\n\x06search\x18\x02 \x01(\x0b\x32&.tunetrial.retriever.v1.SearchResponseH\x00\x12/\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1c.tunetrial.common.v1.FailureH\x00\x42\x08\n\x06result*W\n\nIndexState\x12\x1b\n\x17INDEX_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10INDEX_STATE_OPEN\x10\x01\x12\x16\n\x12INDEX_STATE_SEALED\x10\x02*q\n\nSearchMode\x12\x1b\n\x17SEARCH_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13SEARCH_MODE_LEXICAL\x10\x01\x12\x15\n\x11SEARCH_MODE_DENSE\x10\x02\x12\x16\n\x12SEARCH_MODE_HYBRID\x10\x03\x32\xc3\x06\n\x10RetrieverService\x12\x66\n\x0b\x43reateIndex\x12*.tunetrial.retriever.v1.CreateIndexRequest\x1a+.tunetrial.retriever.v1.CreateIndexResponse\x12q\n\x0eIngestPassages\x12-.tunetrial.retriever.v1.IngestPassagesRequest\x1a..tunetrial.retriever.v1.IngestPassagesResponse(\x01\x12`\n\tSealIndex\x12(.tunetrial.retriever.v1.SealIndexRequest\x1a).tunetrial.retriever.v1.SealIndexResponse\x12]\n\x08GetIndex\x12\'.tunetrial.retriever.v1.GetIndexRequest\x1a(.tunetrial.retriever.v1.GetIndexResponse\x12\x66\n\x0bListIndexes\x12*.tunetrial.retriever.v1.ListIndexesRequest\x1a+.tunetrial.retriever.v1.ListIndexesResponse\x12\x66\n\x0b\x44\x65leteIndex\x12*.tunetrial.retriever.v1.DeleteIndexRequest\x1a+.tunetrial.retriever.v1.DeleteIndexResponse\x12W\n\x06Search\x12%.tunetrial.retriever.v1.SearchRequest\x1a&.tunetrial.retriever.v1.SearchResponse\x12j\n\x0b\x42\x61tchSearch\x12*.tunetrial.retriever.v1.BatchSearchRequest\x1a+.tunetrial.retriever.v1.BatchSearchResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tunetrial/retriever/v1/retriever.proto\x12\x16tunetrial.retriever.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tunetrial/common/v1/common.proto\"\xbc\x02\n\x05Index\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x08settings\x18\x02 \x01(\x0b\x32%.tunetrial.retriever.v1.IndexSettings\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".tunetrial.retriever.v1.IndexState\x12\x15\n\rpassage_count\x18\x04 \x01(\x03\x12\x19\n\x11vector_dimensions\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\tseal_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x14\n\x0c\x63ontent_hash\x18\x08 \x01(\tB\x0c\n\n_seal_time\"t\n\rIndexSettings\x12\x0f\n\x07\x65ncoder\x18\x01 \x01(\t\x12\x14\n\x07\x62m25_k1\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06\x62m25_b\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08language\x18\x04 \x01(\tB\n\n\x08_bm25_k1B\t\n\x07_bm25_b\"\x8e\x03\n\x0eSearchSettings\x12\x30\n\x04mode\x18\x01 \x01(\x0e\x32\".tunetrial.retriever.v1.SearchMode\x12\x0e\n\x01k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06window\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x15\n\x08\x66usion_k\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x1b\n\x0elexical_weight\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0c\x64\x65nse_weight\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12\x44\n\x07\x66ilters\x18\x07 \x03(\x0b\x32\x33.tunetrial.retriever.v1.SearchSettings.FiltersEntry\x12\x13\n\x06rerank\x18\x08 \x01(\x08H\x05\x88\x01\x01\x1a.\n\x0c\x46iltersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x04\n\x02_kB\t\n\x07_windowB\x0b\n\t_fusion_kB\x11\n\x0f_lexical_weightB\x0f\n\r_dense_weightB\t\n\x07_rerank\"\xa9\x02\n\x03Hit\x12-\n\x07passage\x18\x01 \x01(\x0b\x32\x1c.tunetrial.common.v1.Passage\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x19\n\x0clexical_rank\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\rlexical_score\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\ndense_rank\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x18\n\x0b\x64\x65nse_score\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0crerank_score\x18\x08 \x01(\x01H\x04\x88\x01\x01\x42\x0f\n\r_lexical_rankB\x10\n\x0e_lexical_scoreB\r\n\x0b_dense_rankB\x0e\n\x0c_dense_scoreB\x0f\n\r_rerank_score\"[\n\x12\x43reateIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x08settings\x18\x02 \x01(\x0b\x32%.tunetrial.retriever.v1.IndexSettings\"_\n\x13\x43reateIndexResponse\x12,\n\x05index\x18\x01 \x01(\x0b\x32\x1d.tunetrial.retriever.v1.Index\x12\x1a\n\x12\x65ncoder_max_tokens\x18\x02 \x01(\x05\"V\n\x15IngestPassagesRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12.\n\x08passages\x18\x02 \x03(\x0b\x32\x1c.tunetrial.common.v1.Passage\"~\n\x16IngestPassagesResponse\x12\x13\n\x0b\x61\x64\x64\x65\x64_count\x18\x01 \x01(\x03\x12\x15\n\rskipped_count\x18\x02 \x01(\x03\x12\x38\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32&.tunetrial.retriever.v1.PassageFailure\"=\n\x0ePassageFailure\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\" \n\x10SealIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x11SealIndexResponse\x12,\n\x05index\x18\x01 \x01(\x0b\x32\x1d.tunetrial.retriever.v1.Index\"\x1f\n\x0fGetIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x10GetIndexResponse\x12,\n\x05index\x18\x01 \x01(\x0b\x32\x1d.tunetrial.retriever.v1.Index\"N\n\x12ListIndexesRequest\x12\x16\n\tpage_size\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x02 \x01(\tB\x0c\n\n_page_size\"^\n\x13ListIndexesResponse\x12.\n\x07indexes\x18\x01 \x03(\x0b\x32\x1d.tunetrial.retriever.v1.Index\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44\x65leteIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteIndexResponse\"g\n\rSearchRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x38\n\x08settings\x18\x03 \x01(\x0b\x32&.tunetrial.retriever.v1.SearchSettings\"M\n\x0eSearchResponse\x12)\n\x04hits\x18\x01 \x03(\x0b\x32\x1b.tunetrial.retriever.v1.Hit\x12\x10\n\x08reranker\x18\x02 \x01(\t\"W\n\x12\x42\x61tchSearchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x35\n\x06search\x18\x02 \x01(\x0b\x32%.tunetrial.retriever.v1.SearchRequest\"\x96\x01\n\x13\x42\x61tchSearchResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x38\n\x06search\x18\x02 \x01(\x0b\x32&.tunetrial.retriever.v1.SearchResponseH\x00\x12/\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1c.tunetrial.common.v1.FailureH\x00\x42\x08\n\x06result*W\n\nIndexState\x12\x1b\n\x17INDEX_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10INDEX_STATE_OPEN\x10\x01\x12\x16\n\x12INDEX_STATE_SEALED\x10\x02*q\n\nSearchMode\x12\x1b\n\x17SEARCH_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13SEARCH_MODE_LEXICAL\x10\x01\x12\x15\n\x11SEARCH_MODE_DENSE\x10\x02\x12\x16\n\x12SEARCH_MODE_HYBRID\x10\x03\x32\xc3\x06\n\x10RetrieverService\x12\x66\n\x0b\x43reateIndex\x12*.tunetrial.retriever.v1.CreateIndexRequest\x1a+.tunetrial.retriever.v1.CreateIndexResponse\x12q\n\x0eIngestPassages\x12-.tunetrial.retriever.v1.IngestPassagesRequest\x1a..tunetrial.retriever.v1.IngestPassagesResponse(\x01\x12`\n\tSealIndex\x12(.tunetrial.retriever.v1.SealIndexRequest\x1a).tunetrial.retriever.v1.SealIndexResponse\x12]\n\x08GetIndex\x12\'.tunetrial.retriever.v1.GetIndexRequest\x1a(.tunetrial.retriever.v1.GetIndexResponse\x12\x66\n\x0bListIndexes\x12*.tunetrial.retriever.v1.ListIndexesRequest\x1a+.tunetrial.retriever.v1.ListIndexesResponse\x12\x66\n\x0b\x44\x65leteIndex\x12*.tunetrial.retriever.v1.DeleteIndexRequest\x1a+.tunetrial.retriever.v1.DeleteIndexResponse\x12W\n\x06Search\x12%.tunetrial.retriever.v1.SearchRequest\x1a&.tunetrial.retriever.v1.SearchResponse\x12j\n\x0b\x42\x61tchSearch\x12*.tunetrial.retriever.v1.BatchSearchRequest\x1a+.tunetrial.retriever.v1.BatchSearchResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SEARCHSETTINGS_FILTERSENTRY']._loaded_options = None
   _globals['_SEARCHSETTINGS_FILTERSENTRY']._serialized_options = b'8\001'
-  _globals['_INDEXSTATE']._serialized_start=2555
-  _globals['_INDEXSTATE']._serialized_end=2642
-  _globals['_SEARCHMODE']._serialized_start=2644
-  _globals['_SEARCHMODE']._serialized_end=2757
+  _globals['_INDEXSTATE']._serialized_start=2601
+  _globals['_INDEXSTATE']._serialized_end=2688
+  _globals['_SEARCHMODE']._serialized_start=2690
+  _globals['_SEARCHMODE']._serialized_end=2803
   _globals['_INDEX']._serialized_start=134
   _globals['_INDEX']._serialized_end=450
   _globals['_INDEXSETTINGS']._serialized_start=452
@@ -52,37 +52,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEINDEXREQUEST']._serialized_start=1271
   _globals['_CREATEINDEXREQUEST']._serialized_end=1362
   _globals['_CREATEINDEXRESPONSE']._serialized_start=1364
-  _globals['_CREATEINDEXRESPONSE']._serialized_end=1431
-  _globals['_INGESTPASSAGESREQUEST']._serialized_start=1433
-  _globals['_INGESTPASSAGESREQUEST']._serialized_end=1519
-  _globals['_INGESTPASSAGESRESPONSE']._serialized_start=1521
-  _globals['_INGESTPASSAGESRESPONSE']._serialized_end=1647
-  _globals['_PASSAGEFAILURE']._serialized_start=1649
-  _globals['_PASSAGEFAILURE']._serialized_end=1710
-  _globals['_SEALINDEXREQUEST']._serialized_start=1712
-  _globals['_SEALINDEXREQUEST']._serialized_end=1744
-  _globals['_SEALINDEXRESPONSE']._serialized_start=1746
-  _globals['_SEALINDEXRESPONSE']._serialized_end=1811
-  _globals['_GETINDEXREQUEST']._serialized_start=1813
-  _globals['_GETINDEXREQUEST']._serialized_end=1844
-  _globals['_GETINDEXRESPONSE']._serialized_start=1846
-  _globals['_GETINDEXRESPONSE']._serialized_end=1910
-  _globals['_LISTINDEXESREQUEST']._serialized_start=1912
-  _globals['_LISTINDEXESREQUEST']._serialized_end=1990
-  _globals['_LISTINDEXESRESPONSE']._serialized_start=1992
-  _globals['_LISTINDEXESRESPONSE']._serialized_end=2086
-  _globals['_DELETEINDEXREQUEST']._serialized_start=2088
-  _globals['_DELETEINDEXREQUEST']._serialized_end=2122
-  _globals['_DELETEINDEXRESPONSE']._serialized_start=2124
-  _globals['_DELETEINDEXRESPONSE']._serialized_end=2145
-  _globals['_SEARCHREQUEST']._serialized_start=2147
-  _globals['_SEARCHREQUEST']._serialized_end=2250
-  _globals['_SEARCHRESPONSE']._serialized_start=2252
-  _globals['_SEARCHRESPONSE']._serialized_end=2311
-  _globals['_BATCHSEARCHREQUEST']._serialized_start=2313
-  _globals['_BATCHSEARCHREQUEST']._serialized_end=2400
-  _globals['_BATCHSEARCHRESPONSE']._serialized_start=2403
-  _globals['_BATCHSEARCHRESPONSE']._serialized_end=2553
-  _globals['_RETRIEVERSERVICE']._serialized_start=2760
-  _globals['_RETRIEVERSERVICE']._serialized_end=3595
+  _globals['_CREATEINDEXRESPONSE']._serialized_end=1459
+  _globals['_INGESTPASSAGESREQUEST']._serialized_start=1461
+  _globals['_INGESTPASSAGESREQUEST']._serialized_end=1547
+  _globals['_INGESTPASSAGESRESPONSE']._serialized_start=1549
+  _globals['_INGESTPASSAGESRESPONSE']._serialized_end=1675
+  _globals['_PASSAGEFAILURE']._serialized_start=1677
+  _globals['_PASSAGEFAILURE']._serialized_end=1738
+  _globals['_SEALINDEXREQUEST']._serialized_start=1740
+  _globals['_SEALINDEXREQUEST']._serialized_end=1772
+  _globals['_SEALINDEXRESPONSE']._serialized_start=1774
+  _globals['_SEALINDEXRESPONSE']._serialized_end=1839
+  _globals['_GETINDEXREQUEST']._serialized_start=1841
+  _globals['_GETINDEXREQUEST']._serialized_end=1872
+  _globals['_GETINDEXRESPONSE']._serialized_start=1874
+  _globals['_GETINDEXRESPONSE']._serialized_end=1938
+  _globals['_LISTINDEXESREQUEST']._serialized_start=1940
+  _globals['_LISTINDEXESREQUEST']._serialized_end=2018
+  _globals['_LISTINDEXESRESPONSE']._serialized_start=2020
+  _globals['_LISTINDEXESRESPONSE']._serialized_end=2114
+  _globals['_DELETEINDEXREQUEST']._serialized_start=2116
+  _globals['_DELETEINDEXREQUEST']._serialized_end=2150
+  _globals['_DELETEINDEXRESPONSE']._serialized_start=2152
+  _globals['_DELETEINDEXRESPONSE']._serialized_end=2173
+  _globals['_SEARCHREQUEST']._serialized_start=2175
+  _globals['_SEARCHREQUEST']._serialized_end=2278
+  _globals['_SEARCHRESPONSE']._serialized_start=2280
+  _globals['_SEARCHRESPONSE']._serialized_end=2357
+  _globals['_BATCHSEARCHREQUEST']._serialized_start=2359
+  _globals['_BATCHSEARCHREQUEST']._serialized_end=2446
+  _globals['_BATCHSEARCHRESPONSE']._serialized_start=2449
+  _globals['_BATCHSEARCHRESPONSE']._serialized_end=2599
+  _globals['_RETRIEVERSERVICE']._serialized_start=2806
+  _globals['_RETRIEVERSERVICE']._serialized_end=3641
 # @@protoc_insertion_point(module_scope)

@@ -219,7 +219,10 @@ class SearchSettings(_message.Message):
     dense_weight: _builtins.float
     """Weight of the dense leg, at least 0; unset means 1."""
     rerank: _builtins.bool
-    """Reorder the fused passages by a cross-encoder; unset means no."""
+    """Reorder passages by the service's cross-encoder, in any mode; unset means no. It sees the first so many (TUNETRIAL_RERANK_WINDOW, 50
+    unless the operator changed it) also where k is smaller, but no more than `window` where that is given; a hybrid search without `window`
+    reads its legs at least that deep. The passages it does not see keep their places after those that it did.
+    """
     @_builtins.property
     def filters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only passages whose metadata have all these values. `document` is a key of its own: the passage's document id."""
@@ -284,7 +287,9 @@ class Hit(_message.Message):
     rank: _builtins.int
     """Place in the result, from 1."""
     score: _builtins.float
-    """Score that ranked it: fusion score in hybrid mode, else the leg's own; larger is better."""
+    """Score that ranked it: that of the cross-encoder where it saw the passage, else the fusion score in hybrid mode or the leg's own. Larger
+    is better; compare it among passages that were scored by the same.
+    """
     lexical_rank: _builtins.int
     """Place in the lexical leg, from 1; unset when that leg did not return it."""
     lexical_score: _builtins.float
@@ -294,7 +299,9 @@ class Hit(_message.Message):
     dense_score: _builtins.float
     """Cosine similarity, -1 to 1; unset when that leg did not return it."""
     rerank_score: _builtins.float
-    """Score of the cross-encoder; unset without reranking."""
+    """Output of the cross-encoder before any activation function, so without bounds; larger is better. Query and passage are cut to its longest
+    input. Unset where it did not see the passage.
+    """
     @_builtins.property
     def passage(self) -> _common_pb2.Passage:
         """The passage."""
@@ -373,6 +380,11 @@ class CreateIndexResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INDEX_FIELD_NUMBER: _builtins.int
+    ENCODER_MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    encoder_max_tokens: _builtins.int
+    """Longest input of its encoder, in the encoder's own tokens; 0 when it has no limit. The vector of a longer passage is that of its
+    beginning, while the lexical leg sees all of it.
+    """
     @_builtins.property
     def index(self) -> Global___Index:
         """The index."""
@@ -381,10 +393,11 @@ class CreateIndexResponse(_message.Message):
         self,
         *,
         index: Global___Index | None = ...,
+        encoder_max_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_max_tokens", b"encoder_max_tokens", "index", b"index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -706,6 +719,11 @@ class SearchResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HITS_FIELD_NUMBER: _builtins.int
+    RERANKER_FIELD_NUMBER: _builtins.int
+    reranker: _builtins.str
+    """The cross-encoder that reordered them, as `name@fingerprint`: its name or path by the service's setting, and the sha256 of its files.
+    Empty without reranking.
+    """
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
         """Best first; fewer than k when the index or the filters hold fewer."""
@@ -714,10 +732,11 @@ class SearchResponse(_message.Message):
         self,
         *,
         hits: _abc.Iterable[Global___Hit] | None = ...,
+        reranker: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits", "reranker", b"reranker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

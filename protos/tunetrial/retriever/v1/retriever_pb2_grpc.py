@@ -130,7 +130,7 @@ class RetrieverServiceServicer:
 
     def Search(self, request, context):
         """Ranked passages for one query. NOT_FOUND INDEX_NOT_FOUND; FAILED_PRECONDITION INDEX_NOT_SEALED, RERANKER_NOT_CONFIGURED;
-        INVALID_ARGUMENT for an empty query or settings out of range.
+        INVALID_ARGUMENT for an empty query or settings out of range; RESOURCE_EXHAUSTED ENCODER_QUEUE_FULL, RERANKER_QUEUE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -55,7 +55,7 @@ class RetrieverServiceStub:
     """Drops an index whole. NOT_FOUND INDEX_NOT_FOUND."""
     Search: _grpc.UnaryUnaryMultiCallable[_retriever_pb2.SearchRequest, _retriever_pb2.SearchResponse]
     """Ranked passages for one query. NOT_FOUND INDEX_NOT_FOUND; FAILED_PRECONDITION INDEX_NOT_SEALED, RERANKER_NOT_CONFIGURED;
-    INVALID_ARGUMENT for an empty query or settings out of range.
+    INVALID_ARGUMENT for an empty query or settings out of range; RESOURCE_EXHAUSTED ENCODER_QUEUE_FULL, RERANKER_QUEUE_FULL.
     """
     BatchSearch: _grpc.StreamStreamMultiCallable[_retriever_pb2.BatchSearchRequest, _retriever_pb2.BatchSearchResponse]
     """Many queries on one stream; each response carries the id of its query, in any order. An error of one query is in its response."""
@@ -87,7 +87,7 @@ class RetrieverServiceAsyncStub(RetrieverServiceStub):
     """Drops an index whole. NOT_FOUND INDEX_NOT_FOUND."""
     Search: _aio.UnaryUnaryMultiCallable[_retriever_pb2.SearchRequest, _retriever_pb2.SearchResponse]  # type: ignore[assignment]
     """Ranked passages for one query. NOT_FOUND INDEX_NOT_FOUND; FAILED_PRECONDITION INDEX_NOT_SEALED, RERANKER_NOT_CONFIGURED;
-    INVALID_ARGUMENT for an empty query or settings out of range.
+    INVALID_ARGUMENT for an empty query or settings out of range; RESOURCE_EXHAUSTED ENCODER_QUEUE_FULL, RERANKER_QUEUE_FULL.
     """
     BatchSearch: _aio.StreamStreamMultiCallable[_retriever_pb2.BatchSearchRequest, _retriever_pb2.BatchSearchResponse]  # type: ignore[assignment]
     """Many queries on one stream; each response carries the id of its query, in any order. An error of one query is in its response."""
@@ -158,7 +158,7 @@ class RetrieverServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_retriever_pb2.SearchResponse, _abc.Awaitable[_retriever_pb2.SearchResponse]]:
         """Ranked passages for one query. NOT_FOUND INDEX_NOT_FOUND; FAILED_PRECONDITION INDEX_NOT_SEALED, RERANKER_NOT_CONFIGURED;
-        INVALID_ARGUMENT for an empty query or settings out of range.
+        INVALID_ARGUMENT for an empty query or settings out of range; RESOURCE_EXHAUSTED ENCODER_QUEUE_FULL, RERANKER_QUEUE_FULL.
         """
 
     @_abc_1.abstractmethod
