@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check protos client lock bench up clean
+.PHONY: setup demo test test-real check protos client lock bench clean
 
 setup: .venv/ready             ## install all pinned libraries into .venv
 
@@ -18,6 +18,9 @@ demo: setup                    ## run the quickstart trial, offline, and say whe
 
 test: setup                    ## all tests that need nothing but this machine
 	$(BIN)/pytest -n 2 --dist loadfile
+
+test-real: setup               ## tests on real Elasticsearch servers, fetched once; needs Maven and a JDK of Java 17 or later
+	$(BIN)/pytest -v --real tests/real tests/contract/retriever/test_retriever_conformance.py
 
 check: setup                   ## style, types, import contracts, the proto contract and its generated code
 	$(BIN)/ruff check .
@@ -40,9 +43,6 @@ lock: setup                    ## pin the newest versions of all libraries, with
 
 bench: setup                   ## measure; figures and their meaning are in benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
-
-up: setup                      ## start the four services on loopback until Ctrl-C
-	$(BIN)/tunetrial up
 
 clean:                         ## remove the environment and all results
 	rm -rf .venv .tunetrial runs dist
