@@ -180,6 +180,48 @@ def _say_validation(spec: Path, found: list[Finding], price: Cost | None, counts
         printing.validation(out, spec, found, price, counts)
 
 
+@app.command(epilog="Examples: `tunetrial retrieval my-trial.yaml`, `tunetrial retrieval path/to/beir-folder`")
+def retrieval(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A trial or a study of retrieval (YAML), or a folder in BEIR's form.")],
+    home: Home = _HOME,
+    runs: Runs = _RUNS,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the conditions as CSV.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure retrieval alone, without generation: lexical, dense, hybrid and reranked search, or what the spec's grid names.
+
+    Every condition answers the same questions; differences come with intervals. After a stop the same command goes on; repeated, it does no
+    search again.
+    """
+    from flows.clients import addresses_from_environment  # noqa: PLC0415
+    from flows.local_stack import Busy, is_busy, running_stack  # noqa: PLC0415
+    from flows.retrieval_study.inputs import open_study  # noqa: PLC0415
+    from flows.retrieval_study.study import Finished, run_study  # noqa: PLC0415
+    from flows.spec_file import load_study  # noqa: PLC0415
+
+    if as_csv and as_json:
+        raise UserError("give --csv or --json, not both")
+    loaded, home = load_study(spec), home.resolve()
+    if is_busy(home) and not (addresses_from_environment() or running_stack(home)):
+        raise Busy(home)
+    with _interruptible(), printing.listener(err, quiet=as_json) as listener:
+        study = open_study(loaded, home, listener)
+
+        async def work() -> Finished:
+            try:
+                return await run_study(study, runs.resolve())
+            finally:
+                await study.services.close()
+
+        finished = _wait_for(work())
+    if as_json:
+        printing.as_json({**finished.report, "folder": str(finished.folder)})
+    elif as_csv:
+        sys.stdout.write((finished.folder / "conditions.csv").read_text(encoding="utf-8"))
+    else:
+        printing.retrieval(out, finished.report, finished.folder, again=finished.again)
+
+
 @app.command(epilog="Example: `tunetrial demo`")
 def demo(home: Home = _HOME, runs: Runs = _RUNS, as_json: Json = False) -> None:
     """Run the quickstart: a whole trial on this machine, offline."""

@@ -37,6 +37,8 @@ _RETRY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
+# What a stream of requests says when the call ended while it was writing; grpc.aio then loses why it ended.
+_WRITE_FAILED = "Internal error from Core"
 _USERS_MISTAKES = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND}
 
 
@@ -59,9 +61,10 @@ def explain(service: str, error: grpc.aio.AioRpcError) -> ServiceError:
         if detail.Unpack(info):
             reason = info.reason
     message = error.details() or "no reason given"
-    if error.code() == grpc.StatusCode.UNAVAILABLE and not reason:
+    code = grpc.StatusCode.UNAVAILABLE if error.code() == grpc.StatusCode.INTERNAL and message == _WRITE_FAILED else error.code()
+    if code == grpc.StatusCode.UNAVAILABLE and not reason:
         message = f"cannot be reached or went away ({message})"
-    return ServiceError(service, error.code().name, reason, message, users_mistake=error.code() in _USERS_MISTAKES)
+    return ServiceError(service, code.name, reason, message, users_mistake=code in _USERS_MISTAKES)
 
 
 def explain_failure(service: str, failure: common_pb2.Failure) -> ServiceError:

@@ -36,6 +36,11 @@ from flows.trial import Trial, open_trial
 
 Result = TypeVar("Result")
 
+_WAITS_S: list[float] = [1, 5, 15, *([20] * 15)]
+"""Seconds before each further try of a stage: what is away is waited for, for some five minutes."""
+_FEW = 3
+"""Further tries where waiting longer is not likely to help: a service that dies, a limit that is reached."""
+
 LISTENER: ContextVar[Progress | None] = ContextVar("listener", default=None)
 """Who is told how far the trial is; set by the command line."""
 
@@ -86,11 +91,23 @@ def _retrieves(trial: Trial) -> bool:
     )
 
 
-async def _stage(name: str, times: dict[str, float], work: Callable[..., Awaitable[Result]], *parts: Any) -> Result:
+async def _stage(name: str, times: dict[str, float], work: Callable[..., Awaitable[Result]], trial: Trial, *parts: Any) -> Result:
     """Runs a stage as a Prefect task. A service that died or is away is worth another try: what was done is kept."""
+    tries = 0
 
     async def stage() -> Result:
-        return await work(*parts)
+        nonlocal tries
+        tries += 1
+        return await work(trial, *parts)
+
+    async def worth_another_try(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+        error = await state.aresult(raise_on_failure=False)
+        away = isinstance(error, ServiceError) and error.code == "UNAVAILABLE"
+        full = isinstance(error, ServiceError) and error.code == "RESOURCE_EXHAUSTED"
+        again = away or ((full or isinstance(error, ServiceDied)) and tries <= _FEW)
+        if again:
+            trial.progress.say(f"{name}: again in {_WAITS_S[tries - 1]} s; {str(error).splitlines()[0]}")
+        return again
 
     began = time.monotonic()
     wrapped = task(
@@ -98,15 +115,10 @@ async def _stage(name: str, times: dict[str, float], work: Callable[..., Awaitab
         task_run_name=name,
         cache_policy=NO_CACHE,
         persist_result=False,
-        retries=3,
-        retry_delay_seconds=[1, 5, 15],
-        retry_condition_fn=_worth_another_try,
+        retries=len(_WAITS_S),
+        retry_delay_seconds=_WAITS_S,
+        retry_condition_fn=worth_another_try,
     )(stage)
     result = await wrapped()
     times[name] = round(time.monotonic() - began, 3)
     return result
-
-
-async def _worth_another_try(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    error = await state.aresult(raise_on_failure=False)
-    return isinstance(error, ServiceDied) or (isinstance(error, ServiceError) and error.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"))

@@ -42,10 +42,17 @@ class Busy(UserError):
 
 
 class LocalStack:
-    """Starts the services at the first need and stops them at the end; each is waited for only when it is first used."""
+    """Starts all `services` at the first need and stops them at the end; each is waited for only when it is first used."""
 
-    def __init__(self, home: Path, models: Mapping[str, str], roots: tuple[Path, ...], abstentions: tuple[str, ...] = ()) -> None:
-        self._home, self._models, self._roots, self._abstentions = home, models, roots, abstentions
+    def __init__(
+        self,
+        home: Path,
+        models: Mapping[str, str],
+        roots: tuple[Path, ...],
+        abstentions: tuple[str, ...] = (),
+        services: tuple[str, ...] = SERVICES,
+    ) -> None:
+        self._home, self._models, self._roots, self._abstentions, self._services = home, models, roots, abstentions, services
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[str, int] = {}
         self._ready: set[str] = set()
@@ -64,7 +71,7 @@ class LocalStack:
             if not self._children:
                 self._take_lock()
                 self._ports = _free_ports()
-                for name in SERVICES:
+                for name in self._services:
                     self._start(name)
             elif self._children[service].poll() is not None:
                 self._restart(service)
@@ -76,7 +83,7 @@ class LocalStack:
 
     async def start(self) -> dict[str, str]:
         """All services, ready."""
-        return {service: await self.address(service) for service in SERVICES}
+        return {service: await self.address(service) for service in self._services}
 
     def check(self, service: str) -> None:
         """Raises ServiceDied when the service's process has ended."""

@@ -73,6 +73,68 @@ def outcomes(console: Console, found: Sequence[Outcome]) -> None:
     console.print(table)
 
 
+def retrieval(console: Console, found: Mapping[str, Any], folder: Path, *, again: bool) -> None:
+    """A study of retrieval: a line for each condition, what it amounts to, and the way to the page."""
+    depth, conditions = found["measure"]["k"], found["conditions"]
+    one_k = len({condition["k"] for condition in conditions}) == 1
+    differences = {difference["condition"]: difference for difference in found["differences"]}
+    # The number of questions stands below, unless conditions differ in it.
+    counted = len({condition["queries"] for condition in conditions}) > 1
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("condition", min_width=16)
+    recall = f"recall@{conditions[0]['k']}" if one_k else "recall@k"
+    for column in (f"nDCG@{depth}", recall, f"MRR@{depth}", *(["queries"] if counted else []), "ms", "difference"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for condition in conditions:
+        metrics = {(metric["name"], metric["k"]): metric for metric in condition["metrics"]}
+        difference = differences.get(condition["name"])
+        shown = _measured(metrics["recall", condition["k"]])
+        best = "bold" if condition["name"] == found["best"] and len(conditions) > 1 else ""
+        table.add_row(
+            escape(condition["name"]),
+            _measured(metrics["ndcg", depth]),
+            shown if one_k else f"@{condition['k']} {shown}",
+            _measured(metrics["mrr", depth]),
+            *([str(condition["queries"])] if counted else []),
+            "-" if condition["median_ms"] is None else f"{condition['median_ms']:.1f}",
+            "" if difference is None else _measured(difference, "+.3f"),
+            style=best,
+        )
+    # On a terminal as wide as that is; elsewhere as wide as needed.
+    width = None if console.is_terminal else console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.print(table, width=width, highlight=False)
+    console.print(f"\n[bold]{escape(found['sentence'])}[/]", highlight=False)
+    if len(found["not_told_apart"]) > 1:
+        console.print(f"not told apart from it: {escape(', '.join(found['not_told_apart']))}", highlight=False)
+    if found["left_out"]:
+        names = ", ".join(found["left_out"])
+        console.print(f"left out: {escape(names)}, for the retriever has no reranker (TUNETRIAL_RERANKER)", highlight=False)
+    for note in found["notes"]:
+        console.print(f"note: {escape(note)}", highlight=False)
+    without = f", {found['without_gold']} have nothing known to find" if found["without_gold"] else ""
+    against = f"difference in nDCG@{depth} from {escape(found['baseline'])}; " if differences else ""
+    console.print(
+        f"{found['measured']} of {found['asked']} questions measured{without}; {found['counts']['documents']} documents; "
+        f"{against}intervals at {100 * found['level']:g} %; ms: median of one search made alone",
+        highlight=False,
+    )
+    console.print(f"report: {_path(folder / 'retrieval.html')}", highlight=False)
+    if again:
+        when = found["created"][:16].replace("T", " ")
+        console.print(f"[dim]finished {when} UTC; nothing has changed since, so nothing was searched[/]", highlight=False)
+
+
+def _measured(value: Mapping[str, Any], form: str = ".3f") -> str:
+    """A mean, and its interval in a second line."""
+    if value["mean"] is None:
+        return "-"
+    interval = value["interval"]
+    # Two decimals are enough to read how sure a mean is; of a difference the third may tell on which side of 0 it ends.
+    ends = form if form.startswith("+") else ".2f"
+    second = "" if interval is None else f"\n[dim]\\[{interval['low']:{ends}}, {interval['high']:{ends}}][/]"
+    return f"{value['mean']:{form}}{second}"
+
+
 def validation(console: Console, spec: Path, found: Sequence[Finding], price: Cost | None, counts: Mapping[str, Any]) -> None:
     """What `validate` found, and what a run would cost."""
     for one in found:
@@ -85,6 +147,12 @@ def validation(console: Console, spec: Path, found: Sequence[Finding], price: Co
             f"{counts['documents']} documents, {counts['passages']} passages",
             highlight=False,
         )
+        if counts.get("passages_cut"):
+            console.print(
+                f"[yellow]![/] [bold]retrieval.chunk[/]: {counts['passages_cut']} passages have more than the "
+                f"{counts['encoder_max_tokens']} tokens that the encoder reads; by meaning they are found by their beginnings only",
+                highlight=False,
+            )
     if price is not None:
         console.print(
             f"a run: {price.training_jobs} training jobs ({_count(price.training_tokens)} tokens), {price.answers} answers "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A stretch of a document under one heading ("" where the source names none)."""
+    """A stretch of a document under one heading: the path of headings above it, joined by " > "; "" where the source names none."""
 
     heading: str
     paragraphs: tuple[str, ...]
@@ -34,6 +34,14 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class Relevance:
+    """How well a document answers a question, as its source judged it: above 0 is relevant, the more the better; 0 or below is not."""
+
+    document: str
+    gain: int
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One question with its references. Items of one cluster share a document and are never split between training and test."""
 
@@ -46,6 +54,8 @@ class Item:
     evidence: tuple[Evidence, ...] = ()
     answerable: bool = True
     """False when the source says that its documents hold no answer; then `references` holds the abstention text."""
+    relevance: tuple[Relevance, ...] = ()
+    """Judged documents, where the source judges documents and not passages of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +67,22 @@ class Passage:
     text: str
     title: str = ""
     heading: str = ""
+    """Headings above it, joined by " > "; "" where the source names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a passage stands in its parent, the wider text that prompts show instead: it begins at character `start` of that text."""
+
+    passage: str
+    parent: str
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage as retrieved for an item; `rank` counts from 1. Ranks and scores of a leg are None when the leg did not return it."""
+    """A passage as retrieved for an item; `rank` counts from 1. Ranks and scores of a leg are None when the leg did not return it, that of
+    the reranker when it did not read the passage."""
 
     item: str
     passage: str
@@ -71,6 +92,7 @@ class Hit:
     lexical_score: float | None = None
     dense_rank: int | None = None
     dense_score: float | None = None
+    rerank_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,30 +14,34 @@ from flows.records import Contestant
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a spec: keys that it does not know are mistakes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SourceSpec(_Part):
+class SourceSpec(Part):
     """A file of questions."""
 
-    reader: Literal["bioasq", "nq", "nq_open", "qasper", "table"] = Field(description="Format of the file.")
-    path: Path = Field(description="The file; may end in .gz.")
+    reader: Literal["beir", "bioasq", "nq", "nq_open", "qasper", "table"] = Field(description="Format of the file.")
+    path: Path = Field(description="The file; may end in .gz. For beir the folder.")
     answers: Literal["exact", "ideal", "both"] | None = Field(None, description="BioASQ only: which answers are references.")
     long_answers: bool | None = Field(None, description="nq only: take the long answer where there is no short one.")
     limit: int | None = Field(None, ge=1, description="nq and nq_open only: read so many rows at most.")
+    split: Name | None = Field(None, description="beir only: whose judgements count, qrels/<split>.tsv; default test.")
     columns: dict[str, str] | None = Field(None, description="table only: names of columns in the file, by the names that are expected.")
 
 
-def _one_or_many(value: Any) -> Any:
+def one_or_many(value: Any) -> Any:
+    """A value alone as a list of one."""
     return value if isinstance(value, list) else [value]
 
 
-class DataSpec(_Part):
+class DataSpec(Part):
     """Questions and the documents that may answer them."""
 
     sources: tuple[SourceSpec, ...] = Field(min_length=1, description="Files of questions; `reader` and `path` alone stand for one.")
-    corpus: Annotated[tuple[Path, ...], BeforeValidator(_one_or_many)] = Field(
+    corpus: Annotated[tuple[Path, ...], BeforeValidator(one_or_many)] = Field(
         (), description="Folders of .txt, .md, .html and .pdf files to retrieve from, beside the documents that sources bring."
     )
     test_items: int = Field(200, ge=2, description="Questions to test on; drawn by whole clusters.")
@@ -57,34 +62,83 @@ class DataSpec(_Part):
         return value
 
 
-class ChunkSpec(_Part):
-    """How documents become passages."""
+class ChunkSpec(Part):
+    """How documents become passages, and what of them a prompt shows."""
 
-    unit: Literal["paragraph", "tokens"] = Field("paragraph", description="One passage a paragraph, or windows of tokens.")
+    unit: Literal["document", "section", "paragraph", "sentences", "tokens"] = Field(
+        "paragraph", description="A passage is a whole document, a section, a paragraph, a few sentences, or a window of tokens."
+    )
     max_tokens: int = Field(
-        200, ge=8, le=4096, description="Longest passage in tokens, counted as words and marks; a model has about 1.2 to one."
+        200, ge=8, le=4096, description="Longest passage in tokens as `count` counts them; longer ones are cut, but not whole documents."
+    )
+    count: Literal["words", "encoder"] = Field(
+        "words", description="What a token is: a word or mark (a model has about 1.2 to one), or a token of the retrieval encoder."
     )
     overlap: int = Field(0, ge=0, description="Tokens shared by neighbouring windows; unit tokens only.")
+    window: int | None = Field(None, ge=1, le=100, description="Sentences of a passage; unit sentences only; default 3.")
+    stride: int | None = Field(
+        None, ge=1, le=100, description="Sentences from one passage to the next; unit sentences only; default window, without overlap."
+    )
+    heading: bool = Field(False, description="Title and path of headings are searched with the text; shown is the text alone.")
+    parent: Literal["none", "section", "document"] = Field(
+        "none", description="Passages are searched, but prompts show the section or document around them, each once."
+    )
+    parent_max_tokens: int | None = Field(
+        None, ge=8, le=100_000, description="Longest parent shown; of a longer one what is around the hit; default 500, or max_tokens."
+    )
 
     @model_validator(mode="after")
     def _sensible(self) -> ChunkSpec:
-        if self.overlap >= self.max_tokens:
-            raise ValueError(f"overlap ({self.overlap}) must be smaller than max_tokens ({self.max_tokens})")
-        if self.overlap and self.unit == "paragraph":
-            raise ValueError("overlap goes with unit: tokens; paragraphs do not overlap")
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
+    def _problems(self) -> Iterator[str]:
+        if self.overlap >= self.max_tokens:
+            yield f"overlap ({self.overlap}) must be smaller than max_tokens ({self.max_tokens})"
+        if self.overlap and self.unit != "tokens":
+            yield f"overlap goes with unit: tokens; unit: {self.unit} does not overlap, so leave it out"
+        for name, given in (("window", self.window), ("stride", self.stride)):
+            if given is not None and self.unit != "sentences":
+                yield f"{name} goes with unit: sentences; with unit: {self.unit} leave it out"
+        if self.sentences_apart > self.sentences:
+            yield f"stride ({self.stride}) must be at most window ({self.sentences}), or sentences would be lost"
+        if self.parent != "none" and self.unit == "document":
+            yield f"parent: {self.parent} needs passages that are smaller; with unit: document leave it out"
+        if self.parent_max_tokens is not None:
+            if self.parent == "none":
+                yield "parent_max_tokens goes with parent: section or document; leave it out, or set parent"
+            elif self.parent_max_tokens < self.max_tokens:
+                yield f"parent_max_tokens ({self.parent_max_tokens}) must be at least max_tokens ({self.max_tokens})"
 
-class RetrievalSpec(_Part):
+    @property
+    def sentences(self) -> int:
+        """Sentences of a passage, for the unit sentences."""
+        return self.window or 3
+
+    @property
+    def sentences_apart(self) -> int:
+        """Sentences from one passage to the next."""
+        return self.stride or self.sentences
+
+    @property
+    def shown_tokens(self) -> int:
+        """Longest parent that a prompt shows."""
+        return self.parent_max_tokens or max(500, self.max_tokens)
+
+
+class RetrievalSpec(Part):
     """How passages are found. One snapshot of the results serves all arms."""
 
     encoder: str = Field("", description="Name or path of a sentence-transformers model; empty for the one that ships, all-MiniLM-L6-v2.")
     mode: Literal["lexical", "dense", "hybrid"] = Field("hybrid", description="By words, by meaning, or both fused by rank.")
-    k: int = Field(5, ge=1, le=100, description="Passages shown with a question.")
+    k: int = Field(5, ge=1, le=100, description="Passages found for a question and shown; with chunk.parent their parents, each once.")
     window: int | None = Field(None, ge=1, description="Passages taken from each leg before fusion; default max(50, 5 k).")
     fusion_k: int = Field(60, ge=1, description="Constant of reciprocal rank fusion.")
     lexical_weight: float = Field(1.0, ge=0, description="Weight of the lexical leg.")
     dense_weight: float = Field(1.0, ge=0, description="Weight of the dense leg.")
+    rerank: bool = Field(False, description="Reorder what was found by the retriever's cross-encoder (its setting TUNETRIAL_RERANKER).")
     chunk: ChunkSpec = Field(ChunkSpec(), description="How documents become passages.")
 
     @model_validator(mode="after")
@@ -94,13 +148,13 @@ class RetrievalSpec(_Part):
         return self
 
 
-class ModelSpec(_Part):
+class ModelSpec(Part):
     """A base model."""
 
     base: str = Field(min_length=1, description="Folder with safetensors weights (starts with . or /) or hub name.")
 
 
-class RaftSpec(_Part):
+class RaftSpec(Part):
     """RAFT (arXiv 2403.10131): the gold passage with a probability, among distractors."""
 
     gold_probability: float = Field(0.8, ge=0, le=1, description="Share of examples that show the gold passage.")
@@ -109,11 +163,11 @@ class RaftSpec(_Part):
     without_gold: Literal["abstain", "answer"] = Field("abstain", description="What to say when the gold passage is not shown.")
 
 
-class _RaftContext(_Part):
+class _RaftContext(Part):
     raft: RaftSpec
 
 
-class LoraSpec(_Part):
+class LoraSpec(Part):
     """Low-rank adapter."""
 
     rank: int = Field(16, ge=1, le=512, description="Rank.")
@@ -136,7 +190,7 @@ _Context = Annotated[
 ]
 
 
-class TrainingSpec(_Part):
+class TrainingSpec(Part):
     """A family of adapters: one for each size and seed."""
 
     model: str = Field(description="Name of a base under `models`.")
@@ -180,7 +234,7 @@ class TrainingSpec(_Part):
         return self.context if isinstance(self.context, str) else "raft"
 
 
-class ArmSpec(_Part):
+class ArmSpec(Part):
     """What competes: a base or a family of adapters, with or without retrieval."""
 
     model: str | None = Field(None, description="Name of a base under `models`; instead of `adapter`.")
@@ -195,7 +249,7 @@ class ArmSpec(_Part):
         return self
 
 
-class PromptSpec(_Part):
+class PromptSpec(Part):
     """How a question and its passages become a prompt; the same for training and asking."""
 
     template: str = Field("plain/v1", description="Name of a template that ships, or a Jinja file (ends in .jinja).")
@@ -206,7 +260,7 @@ class PromptSpec(_Part):
     )
 
 
-class DecodingSpec(_Part):
+class DecodingSpec(Part):
     """How answers are sampled."""
 
     max_tokens: int = Field(64, ge=1, le=8192, description="Longest answer in tokens.")
@@ -223,7 +277,7 @@ class DecodingSpec(_Part):
         return self
 
 
-class JudgeSpec(_Part):
+class JudgeSpec(Part):
     """What scores the answers."""
 
     rubric: tuple[Literal["accuracy", "completeness"], ...] = Field(("accuracy", "completeness"), min_length=1, description="Criteria.")
@@ -242,7 +296,7 @@ class JudgeSpec(_Part):
         return self
 
 
-class PrimarySpec(_Part):
+class PrimarySpec(Part):
     """The one contrast that the verdict is about, named beforehand."""
 
     arm: str = Field(description="Name of an arm.")
@@ -250,7 +304,7 @@ class PrimarySpec(_Part):
     criterion: str = Field("accuracy", description="One of the rubric's criteria.")
 
 
-class AnalysisSpec(_Part):
+class AnalysisSpec(Part):
     """What is compared, and when a difference counts."""
 
     control: str = Field(description="Arm that the others are compared with.")
@@ -261,7 +315,7 @@ class AnalysisSpec(_Part):
     seed: int = Field(0, description="Seed of the bootstrap.")
 
 
-class Spec(_Part):
+class Spec(Part):
     """An experiment."""
 
     name: Name = Field(description="Name of the experiment.")
@@ -308,6 +362,11 @@ class Spec(_Part):
         return f"{primary.arm}-{primary.size}"
 
 
+def beside(file: Path, path: Path) -> Path:
+    """A path in a spec, taken relative to the folder of the spec's file."""
+    return (file.parent / path.expanduser()).resolve()
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedSpec:
     """A spec and where it came from."""
@@ -317,7 +376,7 @@ class LoadedSpec:
 
     def resolve(self, path: Path) -> Path:
         """A path of the spec, taken relative to the spec's folder."""
-        return (self.path.parent / path.expanduser()).resolve()
+        return beside(self.path, path)
 
     @property
     def encoder(self) -> str:

@@ -9,13 +9,14 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from flows.errors import UserError
-from flows.spec import LoadedSpec, Spec
+from flows.spec import ChunkSpec, DataSpec, LoadedSpec, RetrievalSpec, SourceSpec, Spec
+from flows.study_spec import LoadedStudy, StudySpec
 
 
 class SpecError(UserError):
@@ -27,8 +28,43 @@ class SpecError(UserError):
         super().__init__("\n".join([head, *(f"  {problem}" for problem in problems)]))
 
 
+Model = TypeVar("Model", bound=BaseModel)
+
+
 def load(path: Path) -> LoadedSpec:
     """The spec in a YAML file. Raises SpecError with every mistake found in it; contacts nothing and reads no data."""
+    spec = _parsed(_raw(path), Spec, path)
+    problems = list(_contradictions(spec))
+    if problems:
+        raise SpecError(path, problems)
+    return LoadedSpec(spec, path.resolve())
+
+
+def load_study(path: Path) -> LoadedStudy:
+    """A study of retrieval: from a YAML file of its own, from a trial's (its data and retrieval), or of a BEIR folder as it is."""
+    if path.is_dir():
+        return _beir_study(path.resolve())
+    raw = _raw(path)
+    if "arms" in raw or "models" in raw:
+        # What is wrong with models and arms is for `tunetrial run` to say: retrieval needs none.
+        trial = _parsed(raw, Spec, path)
+        return LoadedStudy(StudySpec(name=trial.name, data=trial.data, retrieval=trial.retrieval), path.resolve())
+    spec = _parsed(raw, StudySpec, path)
+    problems = list(_window_mistakes(spec))
+    if problems:
+        raise SpecError(path, problems)
+    return LoadedStudy(spec, path.resolve())
+
+
+def _beir_study(folder: Path) -> LoadedStudy:
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.name).lstrip("._-")[:64] or "beir"
+    source = SourceSpec(reader="beir", path=Path())
+    # A document is one passage, whole, and all measures are taken at 10: as BEIR's own evaluation does it.
+    retrieval = RetrievalSpec(k=10, chunk=ChunkSpec(unit="document", max_tokens=4096))
+    return LoadedStudy(StudySpec(name=name, data=DataSpec(sources=(source,)), retrieval=retrieval), folder / "study.yaml")
+
+
+def _raw(path: Path) -> dict[Any, Any]:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader, made strict below
     except FileNotFoundError:
@@ -39,14 +75,14 @@ def load(path: Path) -> LoadedSpec:
         raise SpecError(path, [f"not valid YAML: {_flat(str(error))}"]) from None
     if not isinstance(raw, dict):
         raise SpecError(path, ["a spec is a mapping with the keys " + ", ".join(Spec.model_fields)])
+    return raw
+
+
+def _parsed(raw: dict[Any, Any], model: type[Model], path: Path) -> Model:
     try:
-        spec = Spec.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise SpecError(path, [_explain(dict(detail)) for detail in error.errors()]) from None
-    problems = list(_contradictions(spec))
-    if problems:
-        raise SpecError(path, problems)
-    return LoadedSpec(spec, path.resolve())
+        raise SpecError(path, [_explain(dict(detail), model) for detail in error.errors()]) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,13 +105,13 @@ def _flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def _explain(detail: Mapping[str, Any]) -> str:
+def _explain(detail: Mapping[str, Any], spec: type[BaseModel]) -> str:
     # A discriminating step of a union is no key that the user wrote.
     location = [str(step) for step in detail["loc"] if not str(step).startswith(("context-",))]
     where = ".".join(location)
     if detail["type"] == "extra_forbidden":
         key = location[-1]
-        known = _fields_at(location[:-1])
+        known = _fields_at(location[:-1], spec)
         near = difflib.get_close_matches(key, known, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         return f"{where}: unknown key; {hint}"
@@ -85,9 +121,9 @@ def _explain(detail: Mapping[str, Any]) -> str:
     return f"{where}: {message}{shown}"
 
 
-def _fields_at(location: list[str]) -> list[str]:
+def _fields_at(location: list[str], spec: type[BaseModel]) -> list[str]:
     """Names of the keys allowed at a place in the spec."""
-    model: Any = Spec
+    model: Any = spec
     for step in location:
         if isinstance(model, type) and issubclass(model, BaseModel):
             model = model.model_fields[step].annotation if step in model.model_fields else None
@@ -113,8 +149,18 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
+def _window_mistakes(spec: StudySpec) -> Iterator[str]:
+    window = spec.retrieval.window
+    for k in spec.grid.k or ():
+        if window is not None and k > window:
+            yield f"grid.k: {k} is more than retrieval.window ({window}), from which passages are taken"
+
+
 def _contradictions(spec: Spec) -> Iterator[str]:
     """What is wrong between the parts of a spec."""
+    for number, source in enumerate(spec.data.sources):
+        if source.reader == "beir":
+            yield f"data.sources.{number}.reader: beir has no answers to judge by; `tunetrial retrieval` measures it without generation"
     for family, training in spec.training.items():
         if training.model not in spec.models:
             yield f"training.{family}.model: {_unknown(training.model, spec.models)}"

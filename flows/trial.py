@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.clients import addresses_from_environment
 from flows.connections import Services
+from flows.data.encoder import EncoderFiles, EncoderTokens, find_encoder, load_encoder_tokens
 from flows.fingerprint import Fingerprints
 from flows.local_stack import LocalStack, running_stack
 from flows.progress import Progress
@@ -40,6 +41,17 @@ class Trial:
         return self.fingerprints.model(Path(base)) if is_folder(base) else f"hub:{base}"
 
     @cached_property
+    def encoder_files(self) -> EncoderFiles | None:
+        """Files of the retrieval encoder, where the spec counts by its tokens. Raises UserError when they cannot be had."""
+        encoder = self.loaded.encoder
+        return find_encoder(encoder, is_folder(encoder)) if self.spec.retrieval.chunk.count == "encoder" else None
+
+    @cached_property
+    def encoder_tokens(self) -> EncoderTokens | None:
+        """What counts the encoder's tokens, where the spec counts by them."""
+        return load_encoder_tokens(self.encoder_files) if self.encoder_files else None
+
+    @cached_property
     def inputs(self) -> Mapping[str, Any]:
         """All that the results depend on, as it was when the trial began: the spec and the contents of every file that it names."""
         return self.read_inputs()
@@ -51,7 +63,10 @@ class Trial:
         folders = {str(path): self.fingerprints.folder(self.loaded.resolve(path)) for path in data.corpus}
         bases = {name: self.base_identity(name) for name in self.spec.models}
         template = load_template(self.spec.prompt, self.loaded.path.parent)
-        encoder = self.loaded.encoder
+        encoder, files_of_encoder = self.loaded.encoder, self.encoder_files
+        counted_by = (
+            {"tokenizer": [self.fingerprints.file(files_of_encoder.tokenizer), files_of_encoder.max_tokens]} if files_of_encoder else {}
+        )
         return {
             "spec": self.spec.model_dump(mode="json"),
             "files": files,
@@ -59,6 +74,7 @@ class Trial:
             "bases": bases,
             "encoder": self.fingerprints.folder(Path(encoder)) if is_folder(encoder) else encoder,
             "template": {"user": template.user, "system": template.system, "abstentions": list(template.abstentions)},
+            **counted_by,
         }
 
     def run_key(self) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 from tunetrial.judge.v1 import judge_pb2
 
 from flows.clients import SERVICES
-from flows.data.chunk import word_spans
+from flows.data.tokens import word_spans
 from flows.errors import TrialError, UserError
 from flows.spec import Spec, is_folder
 from flows.stages.prepare import Prepared, prepare
 from flows.stages.serve import serve_base
+from flows.stages.snapshot import check_reranker
 from flows.trial import Trial
 
 # Model tokens to one word or mark of English text; tokenizers of large models need fewer, small vocabularies more.
@@ -80,6 +81,11 @@ def _files(trial: Trial) -> Iterator[Finding]:
     encoder = trial.loaded.encoder
     if is_folder(encoder) and not Path(encoder).is_dir():
         yield Finding("retrieval.encoder", f"{encoder}: no such folder")
+        return
+    try:
+        _ = trial.encoder_tokens
+    except UserError as error:
+        yield _finding("retrieval.chunk.count", error)
 
 
 def _sizes(spec: Spec, prepared: Prepared) -> Iterator[Finding]:
@@ -105,6 +111,8 @@ async def _services(trial: Trial, *, bases_readable: bool) -> AsyncIterator[Find
             async with trial.services.use(service) as clients:
                 if not await clients.serving(service):
                     yield Finding(service, "answers, but says that it is not ready to work")
+            if service == "retriever" and trial.spec.retrieval.rerank:
+                await check_reranker(trial.services, "retrieval.rerank")
             if service == "judge" and trial.spec.judge.engine == "openai":
                 await _judge_is_configured(trial)
         except TrialError as error:
@@ -136,8 +144,7 @@ async def _judge_is_configured(trial: Trial) -> None:
 
 def cost(spec: Spec, prepared: Prepared) -> Cost:
     """What a run would ask for."""
-    words = [len(word_spans(passage.text)) for passage in prepared.passages] or [0]
-    shown = spec.retrieval.k * sum(words) / len(words) * _TOKENS_A_WORD
+    shown = spec.retrieval.k * _mean(_shown_words(spec, prepared)) * _TOKENS_A_WORD
     question = _mean(len(word_spans(item.question)) for item in prepared.test) * _TOKENS_A_WORD
     reply = _mean(len(word_spans(item.references[0])) for item in prepared.test) * _TOKENS_A_WORD
     jobs, trained = 0, 0.0
@@ -157,6 +164,15 @@ def cost(spec: Spec, prepared: Prepared) -> Cost:
     judged = 0.0 if spec.judge.engine == "reference" else judgements * (350 + question + 2 * reply)
     seconds = answers / _ANSWERS_A_SECOND + trained / _TRAINED_TOKENS_A_SECOND + judgements / _SCORES_A_SECOND + 15 * jobs + 60
     return Cost(jobs, round(trained), answers, round(asked), judgements, round(judged), round(seconds / 60, 1))
+
+
+def _shown_words(spec: Spec, prepared: Prepared) -> Iterator[int]:
+    """Words that a prompt shows for each passage, if no two share a parent."""
+    if prepared.parents is None:
+        yield from (len(word_spans(passage.text)) for passage in prepared.passages)
+    else:
+        words = {name: len(word_spans(parent.text)) for name, parent in prepared.parents.texts.items()}
+        yield from (min(words[parent], spec.retrieval.chunk.shown_tokens) for parent in prepared.parent_of.values())
 
 
 def _mean(counts: Iterator[int]) -> float:

@@ -1,8 +1,9 @@
 """Reads a folder of .txt, .md, .html and .pdf files as documents; with .gz too. Knows no questions.
 
-A document's id is the file's path in the folder. Headings of Markdown and HTML begin sections; a page of a PDF is a section. The title is
-the HTML or PDF title, else the first heading of level 1, else the file's name. A file that is empty, broken or without text (a scanned
-PDF) is a bad row; a file of another kind is listed as skipped; names that begin with a dot are not looked at.
+A document's id is the file's path in the folder. Headings of Markdown and HTML begin sections, which are named by the path of headings
+above them; a page of a PDF is a section. The title is the HTML or PDF title, else the first heading of level 1, else the file's name. A
+file that is empty, broken or without text (a scanned PDF) is a bad row; a file of another kind is listed as skipped; names that begin with
+a dot are not looked at.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from flows.data.files import decode, read_bytes, suffix
+from flows.data.headings import Outline, heading_path
 from flows.data.source import BadRows, Collector, RowError, Source
 from flows.errors import DataError, UserError
 from flows.records import Document, Section
@@ -69,27 +71,30 @@ def _stem(file: Path) -> str:
     return Path(file.stem).stem if file.suffix.lower() == ".gz" else file.stem
 
 
+_Parsed = tuple[str, list[Section]]
+
+
 class _Outline:
     """Collects paragraphs under headings."""
 
     def __init__(self) -> None:
         self.title = ""
-        self._sections: list[tuple[str, list[str]]] = [("", [])]
+        self._headings = Outline()
+        self._sections: list[tuple[tuple[str, ...], list[str]]] = [((), [])]
 
     def heading(self, text: str, level: int) -> None:
         if level == 1 and not self.title:
             self.title = text
-        self._sections.append((text, []))
+        self._sections.append((self._headings.enter(text, level), []))
 
     def paragraph(self, text: str) -> None:
         if text.strip():
             self._sections[-1][1].append(text.strip())
 
-    def sections(self) -> list[Section]:
-        return [Section(heading, tuple(paragraphs)) for heading, paragraphs in self._sections if paragraphs]
-
-
-_Parsed = tuple[str, list[Section]]
+    def document(self, title: str = "") -> _Parsed:
+        """Title and sections; the title given, else the outline's own."""
+        title = title or self.title
+        return title, [Section(heading_path(path, title), tuple(paragraphs)) for path, paragraphs in self._sections if paragraphs]
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -113,7 +118,7 @@ def _markdown(data: bytes) -> _Parsed:
             else:
                 outline.paragraph(content)
             block = []
-    return outline.title, outline.sections()
+    return outline.document()
 
 
 def _markdown_text(block: list[Token]) -> str:
@@ -149,7 +154,7 @@ def _html(data: bytes) -> _Parsed:
     outline = _Outline()
     rest = _blocks(soup, outline, "")
     outline.paragraph(" ".join(rest.split()))
-    return title or outline.title, outline.sections()
+    return outline.document(title)
 
 
 def _decode_html(data: bytes) -> str:

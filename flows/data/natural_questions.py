@@ -8,8 +8,8 @@ An answer counts when at least 2 annotators gave one, or the only annotator did 
 in the official evaluation. References: each annotator's short spans joined by ", " or "yes"/"no", the most frequent first; where there
 are none and `long_answers` is set, the long answers. Texts are the tokens joined by a space, without HTML tokens.
 
-Evidence is the long answer and, for each short span, the smallest candidate around it. A page becomes a document: its top-level long
-answer candidates are the paragraphs, under the last heading before them; a row without candidates is cut at its <P> tokens. Its id is the
+Evidence is the long answer and, for each short span, the smallest candidate around it. A page becomes a document: its top-level long answer
+candidates are the paragraphs, under the path of headings before them; a row without candidates is cut at its <P> tokens. Its id is the
 page's name with its revision; the cluster is the name alone.
 """
 
@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from flows.data.fields import Row, distinct, identifier, integer, name_of, objects, optional_text, require, text, texts
 from flows.data.files import json_lines
+from flows.data.headings import Outline, heading_path
 from flows.data.source import BadRows, Collector, RowError, Source
 from flows.data.text import normalise
 from flows.records import Document, Evidence, Item, Section
@@ -111,11 +112,10 @@ def _page(row: Row) -> _Page:
     top = [span for span, top_level in candidates if span and top_level] or _paragraphs(tokens, is_html)
     name, revision = _name(row)
     headings = _headings(tokens, is_html)
-    title = optional_text(row, "document_title") or next((heading for _, heading in headings), "") or name
+    title = optional_text(row, "document_title") or next((path[-1] for _, path in headings), "") or name
     sections: list[Section] = []
     for span in sorted(top):
-        heading = next((heading for at, heading in reversed(headings) if at < span[0]), "")
-        heading = "" if heading == title else heading
+        heading = heading_path(next((path for at, path in reversed(headings) if at < span[0]), ()), title)
         paragraph = _plain(tokens, is_html, span)
         if not paragraph:
             continue
@@ -160,14 +160,17 @@ def _name(row: Row) -> tuple[str, str]:
     return name, name
 
 
-def _headings(tokens: Sequence[str], is_html: Sequence[bool]) -> list[tuple[int, str]]:
-    headings: list[tuple[int, str]] = []
+def _headings(tokens: Sequence[str], is_html: Sequence[bool]) -> list[tuple[int, tuple[str, ...]]]:
+    """Where each heading begins, and the path of headings down to it."""
+    outline = Outline()
+    headings: list[tuple[int, tuple[str, ...]]] = []
     start: int | None = None
     for n, token in enumerate(tokens):
         if is_html[n] and _HEADING.fullmatch(token):
             start = n
         elif is_html[n] and start is not None and _HEADING_END.fullmatch(token):
-            headings.append((start, _plain(tokens, is_html, (start, n)).removesuffix("( edit )").strip()))  # a link of Wikipedia
+            name = _plain(tokens, is_html, (start, n)).removesuffix("( edit )").strip()  # a link of Wikipedia
+            headings.append((start, outline.enter(name, int(tokens[start][2]))))
             start = None
     return headings
 

@@ -3,8 +3,8 @@
 Each annotator's answer is one reference, the most frequent first: extractive spans joined by ", ", the free-form answer, or "Yes" and
 "No". When most annotators say that the paper holds no answer, the item is not answerable and its only reference is "unanswerable"; a
 minority of such votes gives no reference. Evidence is text of the paper; entries that begin with "FLOAT SELECTED" point to tables and
-figures and are no text evidence. The abstract is a section of its own; sections without a name have the heading "". The cluster is the
-paper.
+figures and are no text evidence. The abstract is a section of its own; sections without a name have the heading "", "A ::: B" is "A > B".
+The cluster is the paper.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pathlib import Path
 
 from flows.data.fields import Row, as_row, distinct, identifier, name_of, objects, optional_text, require, text, texts
 from flows.data.files import json_elements, read_text
+from flows.data.headings import heading_path
 from flows.data.source import BadRows, Collector, RowError, Source
 from flows.records import Document, Evidence, Item, Section
 
 UNANSWERABLE = "unanswerable"
 
 _FLOAT = "FLOAT SELECTED"
+_LEVEL = ":::"
 
 
 def read_qasper(path: Path, *, bad_rows: BadRows = "error") -> Source:
@@ -70,11 +72,12 @@ def _lines_to(question: object, whole: str, start: int) -> int:
 
 
 def _paper(name: str, paper: Row) -> Document:
-    abstract = optional_text(paper, "abstract")
+    title, abstract = optional_text(paper, "title"), optional_text(paper, "abstract")
     sections = [Section("Abstract", (abstract,))] if abstract else []
     for section in objects(paper, "full_text"):
-        sections.append(Section(optional_text(section, "section_name"), tuple(texts(section, "paragraphs"))))
-    return Document(name, optional_text(paper, "title"), tuple(sections))
+        heading = heading_path(optional_text(section, "section_name").split(_LEVEL), title)
+        sections.append(Section(heading, tuple(texts(section, "paragraphs"))))
+    return Document(name, title, tuple(sections))
 
 
 def _item(paper: str, row: Row) -> tuple[Item, str]:

@@ -6,6 +6,9 @@
   many others in all, so that the number of passages does not tell whether the gold is among them. Positions are shuffled.
 - `retrieved`: the passages as served, in order of rank.
 
+Where prompts show parents of passages, a parent counts as what its passages are: gold with a gold passage in it, so that no other passage
+of it is a distractor, and one of the passages shown, however many of its own were found.
+
 The answer is the first reference; for an item that is not answerable, the abstention text. Without gold, RAFT's answer is the abstention
 text or the reference, as `without_gold` says. What is drawn for an item depends on the seed and the item alone, so it is the same in sets
 of every size.
@@ -84,13 +87,18 @@ def training_set(
     hits: Mapping[str, Sequence[Hit]],
     abstention: str,
     seed: int,
+    parents: Mapping[str, str] | None = None,
 ) -> TrainingSet:
-    """One example an item. `hits`, by item, serves `retrieved` and hard distractors. TrialError when an item lacks what it needs."""
+    """One example an item. `hits`, by item, serves `retrieved` and hard distractors; `parents` names what prompts show instead of each
+    passage. TrialError when an item lacks what it needs."""
     corpus = tuple(passages)
+    parents = parents or {}
     make: Mapping[ContextKind, Callable[[Item], Example]] = {
         "none": lambda item: Example(item.id, item.question, (), _answer(item, abstention)),
-        "gold": lambda item: Example(item.id, item.question, _gold(item, gold, context), _answer(item, abstention), gold_shown=True),
-        "raft": partial(_raft, context=context, corpus=corpus, gold=gold, hits=hits, abstention=abstention, seed=seed),
+        "gold": lambda item: Example(
+            item.id, item.question, _gold(item, gold, context, parents), _answer(item, abstention), gold_shown=True
+        ),
+        "raft": partial(_raft, context=context, corpus=corpus, gold=gold, hits=hits, abstention=abstention, seed=seed, parents=parents),
         "retrieved": partial(_retrieved, gold=gold, hits=hits, abstention=abstention),
     }
     examples = tuple(make[context.kind](item) for item in items)
@@ -98,7 +106,7 @@ def training_set(
         raise TrialError(f"{len(unknown)} passages of training examples are not in the corpus, such as {unknown[0]}: retrieve again.")
     short = 0
     if context.kind == "raft":
-        short = sum(len(one.passages) < _wanted(one.item, gold, context) for one in examples)
+        short = sum(len(_texts(one.passages, parents)) < _wanted(one.item, gold, context, parents) for one in examples)
     return TrainingSet(examples, short)
 
 
@@ -106,18 +114,24 @@ def _answer(item: Item, abstention: str) -> str:
     return item.references[0] if item.answerable else abstention
 
 
-def _gold(item: Item, gold: Mapping[str, Sequence[str]], context: TrainingContext) -> tuple[str, ...]:
-    found = tuple(gold.get(item.id, ()))[: context.max_gold]
-    if not found:
+def _texts(names: Iterable[str], parents: Mapping[str, str]) -> tuple[str, ...]:
+    """The texts that prompts show for these passages: parents, each once, or the passages."""
+    return tuple(dict.fromkeys(parents.get(name, name) for name in names))
+
+
+def _gold(item: Item, gold: Mapping[str, Sequence[str]], context: TrainingContext, parents: Mapping[str, str]) -> tuple[str, ...]:
+    names = gold.get(item.id, ())
+    kept = frozenset(_texts(names, parents)[: context.max_gold])
+    if not kept:
         raise TrialError(
             f"Item {item.id} has no gold passage: leave it out, by `trainable`, before training sets with context {context.kind}."
         )
-    return found
+    return tuple(name for name in names if parents.get(name, name) in kept)
 
 
-def _wanted(item: str, gold: Mapping[str, Sequence[str]], context: TrainingContext) -> int:
+def _wanted(item: str, gold: Mapping[str, Sequence[str]], context: TrainingContext, parents: Mapping[str, str]) -> int:
     # An item without gold shows as many passages as one with a single gold passage.
-    return context.distractors + max(1, min(len(gold.get(item, ())), context.max_gold))
+    return context.distractors + max(1, min(len(_texts(gold.get(item, ()), parents)), context.max_gold))
 
 
 def _raft(
@@ -129,26 +143,37 @@ def _raft(
     hits: Mapping[str, Sequence[Hit]],
     abstention: str,
     seed: int,
+    parents: Mapping[str, str],
 ) -> Example:
-    all_gold = frozenset(gold.get(item.id, ()))
+    all_gold = frozenset(_texts(gold.get(item.id, ()), parents))
     shown = item.answerable and place(seed, "gold", item.id) < context.gold_probability
-    own = _gold(item, gold, context) if item.answerable else ()
+    own = _gold(item, gold, context, parents) if item.answerable else ()
     own = own if shown else ()
-    count = _wanted(item.id, gold, context) - len(own)
+    count = _wanted(item.id, gold, context, parents) - len(_texts(own, parents))
     if context.distractor_source == "retrieved":
-        others = [hit.passage for hit in _ranked(item, hits) if hit.passage not in all_gold][:count]
+        others = _one_each((hit.passage for hit in _ranked(item, hits)), all_gold, parents)[:count]
     else:
-        others = _draw(corpus, all_gold, count, int(place(seed, "distractors", item.id) * 2**53))
-    together = sorted((*own, *others), key=lambda name: place(seed, "position", item.id, name))
+        others = _draw(corpus, all_gold, count, int(place(seed, "distractors", item.id) * 2**53), parents)
+    # By what is shown: a parent with many passages would else stand at the place of the first of them.
+    together = sorted((*own, *others), key=lambda name: place(seed, "position", item.id, parents.get(name, name)))
     abstains = not item.answerable or (not shown and context.without_gold == "abstain")
     return Example(item.id, item.question, tuple(together), abstention if abstains else item.references[0], gold_shown=shown)
 
 
-def _draw(corpus: Sequence[str], excluded: frozenset[str], count: int, seed: int) -> list[str]:
+def _one_each(names: Iterable[str], excluded: frozenset[str], parents: Mapping[str, str]) -> list[str]:
+    """The first passage of each text that is not excluded."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(parents.get(name, name), name)
+    return [name for text, name in found.items() if text not in excluded]
+
+
+def _draw(corpus: Sequence[str], excluded: frozenset[str], count: int, seed: int, parents: Mapping[str, str]) -> list[str]:
     random = numpy.random.default_rng(seed)
-    # The excluded are few, so drawing that many more is always enough.
-    drawn = random.choice(len(corpus), size=min(count + len(excluded), len(corpus)), replace=False)
-    return [corpus[n] for n in drawn if corpus[n] not in excluded][:count]
+    # The excluded are few, so drawing that many more is always enough; but many passages may have one parent.
+    size = len(corpus) if parents else min(count + len(excluded), len(corpus))
+    drawn = random.choice(len(corpus), size=size, replace=False)
+    return _one_each((corpus[n] for n in drawn), excluded, parents)[:count]
 
 
 def _retrieved(item: Item, *, gold: Mapping[str, Sequence[str]], hits: Mapping[str, Sequence[Hit]], abstention: str) -> Example:

@@ -33,8 +33,9 @@ class TrialReport:
     inputs: Mapping[str, Any]
     """Hashes of all that went in."""
     counts: Mapping[str, Any]
-    """What was read: `rows_read`, `rows_skipped` (reason -> rows), `bad_rows`, `items`, `clusters`, `documents`, `passages`, `evidence`,
-    `evidence_unmapped`, `test_items`, `test_clusters`, `pool_items`, `pool_unusable`, `unused_items`."""
+    """What was read: `rows_read`, `rows_skipped` (reason -> rows), `bad_rows`, `items`, `clusters`, `documents`, `passages`,
+    `passages_cut` (longer than the encoder reads; None where not counted), `encoder_max_tokens`, `evidence`, `evidence_unmapped`,
+    `test_items`, `test_clusters`, `pool_items`, `pool_unusable`, `unused_items`."""
     leaks: Sequence[Mapping[str, Any]]
     """`kind`, `left_pool`, `left_item`, `left_question`, `right_pool`, `right_item`, `right_question`, `similarity`."""
     adapters: Sequence[Mapping[str, Any]]
@@ -49,7 +50,7 @@ class TrialReport:
     contestants: Sequence[Contestant]
     items: Sequence[Item]
     passages: Mapping[str, Passage]
-    """By id; at least those that were retrieved, shown or gold."""
+    """By id; at least those that were retrieved, shown or gold; parents of passages too, as shown."""
     gold: Mapping[str, tuple[str, ...]]
     hits: Sequence[Hit]
     answers: Sequence[Answer]
@@ -57,6 +58,8 @@ class TrialReport:
     analysis: Analysis
     versions: Mapping[str, str]
     """Library -> version."""
+    reranker: str = ""
+    """The cross-encoder that reordered what was retrieved; "" without reranking."""
 
 
 def gate_passes(primary: Contrast) -> bool:

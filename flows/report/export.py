@@ -12,6 +12,7 @@
 | arms             | every `flows.analysis.summary.ArmSummary`: scores, metrics, abstention, usage                            |
 | curves           | every `flows.analysis.summary.Curve`                                                                     |
 | retrieval        | `flows.analysis.retrieval.RetrievalQuality`, or null                                                     |
+| reranker         | the cross-encoder that reordered what was retrieved, or ""                                               |
 | totals           | `flows.analysis.analyse.Totals`                                                                          |
 | items, clusters, criteria | how many questions and clusters; names of criteria                                              |
 | caveats          | `title` and `text` of each                                                                               |
@@ -120,6 +121,7 @@ def machine_readable(report: TrialReport) -> dict[str, Any]:
         },
         **{name: getattr(analysis, name) for name in ("primary", "contrasts", "arms", "curves", "retrieval", "totals")},
         **{name: getattr(analysis, name) for name in ("items", "clusters", "criteria")},
+        "reranker": report.reranker,
         "caveats": caveats(report),
         "settings": {"analysis": analysis.settings, "spec": report.spec},
         **{name: getattr(report, name) for name in ("inputs", "versions", "counts", "leaks", "adapters", "proofs", "rubrics")},

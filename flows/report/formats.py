@@ -20,6 +20,12 @@ def number(value: float | None, decimals: int = 2) -> str:
     return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", _MINUS)
 
 
+def signed(value: float | None, decimals: int = 2) -> str:
+    """`+0.25`, or with a true minus sign; 0 has none."""
+    text = number(value, decimals)
+    return f"+{text}" if value is not None and value > 0 and any(digit in text for digit in "123456789") else text
+
+
 def interval(value: Interval | None, decimals: int = 2) -> str:
     """`[-0.25, 0.10]`."""
     return MISSING if value is None else f"[{number(value.low, decimals)}, {number(value.high, decimals)}]"
@@ -73,6 +79,13 @@ def probability(value: float | None) -> str:
 def significant(value: float | None) -> str:
     """Three significant digits, for values of any size."""
     return MISSING if value is None or not math.isfinite(value) else f"{value:.3g}".replace("-", _MINUS)
+
+
+def model(identity: str) -> str:
+    """A model named as `name@fingerprint`, in short: of a folder its last part, of the fingerprint the beginning."""
+    name, _, fingerprint = identity.rpartition("@")
+    short = name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
+    return f"{short}@{fingerprint[:8]}" if short else identity
 
 
 def level(alpha: float) -> str:

@@ -117,7 +117,7 @@ def _item(item: Item, report: TrialReport, places: dict[str, int], hits: Sequenc
         "answerable": item.answerable,
         "gold": [places[passage] for passage in report.gold.get(item.id, ())],
         "hits": [
-            [places[hit.passage], hit.rank, _rounded(hit.score, 4), hit.lexical_rank, hit.dense_rank]
+            [places[hit.passage], hit.rank, _rounded(hit.score, 4), hit.lexical_rank, hit.dense_rank, _rounded(hit.rerank_score, 4)]
             for hit in sorted(hits, key=lambda hit: hit.rank)
         ],
     }

@@ -1,8 +1,6 @@
-// The table of questions and the switch of colours. Texts of questions, answers and replies go into the page as text only, never as markup.
+// The table of questions. Texts of questions, answers and replies go into the page as text only, never as markup.
 "use strict";
 (() => {
-  const root = document.documentElement;
-  root.classList.add("script");
   const byId = (id) => document.getElementById(id);
 
   // An element with properties and children; strings become text, null is left out.
@@ -11,35 +9,6 @@
     element.append(...children.filter((child) => child !== null));
     return element;
   };
-
-  // ---- Colours ----
-  const themes = ["auto", "light", "dark"];
-  const remember = (theme) => { try { localStorage.setItem("tunetrial-theme", theme); } catch { /* storage may be closed to local files */ } };
-  const remembered = () => { try { return localStorage.getItem("tunetrial-theme"); } catch { return null; } };
-  const button = byId("theme");
-  const show = (theme) => {
-    if (theme === "auto") delete root.dataset.theme; else root.dataset.theme = theme;
-    button.textContent = theme[0].toUpperCase() + theme.slice(1);
-    button.setAttribute("aria-label", `Colours: ${theme === "auto" ? "as the device" : theme}`);
-  };
-  let theme = themes.includes(remembered()) ? remembered() : "auto";
-  show(theme);
-  button.addEventListener("click", () => {
-    theme = themes[(themes.indexOf(theme) + 1) % themes.length];
-    remember(theme);
-    show(theme);
-  });
-
-  // ---- Place in the page ----
-  const links = new Map([...document.querySelectorAll(".bar a")].map((link) => [link.hash.slice(1), link]));
-  const place = new IntersectionObserver((entries) => {
-    for (const entry of entries.filter((one) => one.isIntersecting)) {
-      for (const [id, link] of links) {
-        if (id === entry.target.id) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
-      }
-    }
-  }, { rootMargin: "-20% 0px -75% 0px" });
-  for (const id of links.keys()) place.observe(byId(id));
 
   // ---- Questions ----
   const data = JSON.parse(byId("items-data").textContent);
@@ -129,18 +98,18 @@
   };
 
   // ---- One question ----
-  const passage = (item, index, hit) => {
+  const passage = (item, index, hit, before = "not retrieved: ") => {
     const { id, title, heading, text: body } = data.passages[index];
     const legs = hit === undefined ? "" : [["words", hit[3]], ["meaning", hit[4]]].filter(([, rank]) => rank !== null).map(([leg, rank]) => `${leg} ${rank}`).join(", ");
     const gold = item.gold.includes(index);
     return make("details", { className: "passage", open: gold && hit !== undefined && item.gold.length < 3 },
       make("summary", {},
-        hit === undefined ? "not retrieved: " : `${hit[1]}. `,
+        hit === undefined ? before : `${hit[1]}. `,
         [title, heading].filter(Boolean).join(" \u203a ") || id,
         gold ? make("span", { className: "badge gold", textContent: "gold" }) : null,
         legs ? make("span", { className: "badge", textContent: `rank by ${legs}` }) : null),
       make("p", { textContent: text(body) }),
-      make("small", { textContent: hit === undefined ? id : `${id} \u00b7 score ${hit[2]}` }));
+      make("small", { textContent: hit === undefined ? id : `${id} \u00b7 score ${hit[2]}${hit[5] === null ? "" : ` \u00b7 reranker ${hit[5]}`}` }));
   };
 
   const cell = (tag, value, className = "") => make(tag, { textContent: value, className });
@@ -188,6 +157,9 @@
     state.open = index;
     const { item } = state.shown[index];
     const missed = item.gold.filter((gold) => !item.hits.some(([passage]) => passage === gold));
+    // Parents of passages are shown to the model, but not searched.
+    const wider = [...new Set(item.answers.flatMap((answer) => [...answer.shown, ...(answer.cut ?? [])]))]
+      .filter((index) => !item.gold.includes(index) && !item.hits.some(([passage]) => passage === index));
     const table = make("table", {},
       make("caption", { textContent: "Scores of the arms on this question" }),
       make("thead", {}, make("tr", {}, Object.assign(cell("th", "Arm"), { scope: "col" }), ...data.criteria.map((name) => Object.assign(cell("th", name, "n"), { scope: "col" })))),
@@ -202,6 +174,7 @@
       item.hits.length || missed.length ? "" : make("p", { className: "missing", textContent: "Nothing was retrieved for this question." }),
       ...item.hits.map((hit) => passage(item, hit[0], hit)),
       ...missed.map((gold) => passage(item, gold)),
+      ...wider.map((index) => passage(item, index, undefined, "shown around them: ")),
       make("h3", { textContent: "Answers" }),
       data.reply_limit === null ? "" : make("p", { className: "missing", textContent: `Judge replies are cut after ${data.reply_limit} characters here; judgements.parquet has them whole.` }),
       ...item.answers.map((answer) => answered(item, answer)));

@@ -5,34 +5,26 @@ Everything but the table of questions is there without JavaScript. A content sec
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import yaml
-from markupsafe import Markup
 
-from flows.report import charts, formats, wording
+from flows.report import charts, wording
 from flows.report.content import TrialReport, gate_passes
+from flows.report.frame import assets, environment
 from flows.report.item_data import item_json
-
-_FILES = files("flows.report")
-_FILTERS = ("number", "interval", "percent", "whole", "plural", "duration", "money", "probability", "significant", "level", "effect_text")
 
 
 def render(report: TrialReport) -> str:
     """The page as HTML."""
-    script = (_FILES / "page.js").read_text(encoding="utf-8")
     analysis = report.analysis
     head, _, rest = analysis.primary.sentence.partition(": ")
     # What would decide an inconclusive contrast has its own paragraph.
     effect = re.sub(r"(?<!\w)-(?=\d)", "\u2212", rest.partition("; ")[0])
     return (
-        _environment()
+        environment()
         .get_template("template.html.jinja")
         .render(
             report=report,
@@ -48,25 +40,9 @@ def render(report: TrialReport) -> str:
             figures=_figures(report),
             spec_yaml=yaml.safe_dump(dict(report.spec), sort_keys=False, allow_unicode=True, width=100),
             items_json=item_json(report),
-            # Both are files of this package.
-            style=Markup((_FILES / "style.css").read_text(encoding="utf-8")),  # noqa: S704
-            script=Markup(script),  # noqa: S704
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            **assets("page.js"),
         )
     )
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flows.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update({name: getattr(formats, name) for name in _FILTERS})
-    environment.filters["words"] = lambda verdict: str(verdict).replace("_", "-").lower()
-    return environment
 
 
 def _figures(report: TrialReport) -> Mapping[str, Any]:

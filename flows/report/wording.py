@@ -100,6 +100,10 @@ def _data_caveats(report: TrialReport) -> Iterator[Caveat]:
             f"{whole(counts['evidence_unmapped'])} of {whole(counts['evidence'])} pieces of evidence ({share}) were found in no passage; "
         )
         yield Caveat("Evidence not found", f"{text}retrieval quality is measured on the others.")
+    if counts.get("passages_cut") and report.spec.get("retrieval", {}).get("mode") != "lexical":
+        share = f"{whole(counts['passages_cut'])} of {whole(counts['passages'])} passages"
+        text = f"{share} have more than the {whole(counts['encoder_max_tokens'])} tokens that the retrieval encoder reads. "
+        yield Caveat("Passages too long for the encoder", f"{text}By meaning they are found by their beginnings only.")
     skipped = sum(counts["rows_skipped"].values()) + len(counts["bad_rows"])
     if skipped:
         yield Caveat(

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 
-from flows.data.chunk import Chunking, chunk
+from flows.chunking import cut_by_encoder, cut_documents, token_spans
+from flows.data.encoder import EncoderTokens
 from flows.data.folder import read_corpus
 from flows.data.gold import map_gold
 from flows.data.leakage import Leak, find_leaks, resolve_leaks
+from flows.data.parents import Parents, parent_texts, places
 from flows.data.readers import READERS
 from flows.data.source import Source
 from flows.data.split import few_shot_items, split_items, training_items
 from flows.data.training_set import ContextKind, trainable
 from flows.errors import UserError
-from flows.records import Document, Item, Passage
-from flows.spec import SourceSpec
+from flows.records import Document, Item, Passage, Place
+from flows.spec import ChunkSpec, DataSpec, SourceSpec
 from flows.store import digest
 from flows.trial import Trial
 
 # Raise it when the code of this stage or of the readers changes what comes out.
-VERSION = 1
+VERSION = 2
 
-_OPTIONS = {"answers": ("bioasq",), "long_answers": ("nq",), "limit": ("nq", "nq_open"), "columns": ("table",)}
+_OPTIONS = {"answers": ("bioasq",), "long_answers": ("nq",), "limit": ("nq", "nq_open"), "columns": ("table",), "split": ("beir",)}
 """Which readers take which option of a source."""
 
 
@@ -43,11 +46,32 @@ class Prepared:
     gold: Mapping[str, tuple[str, ...]]
     leaks: tuple[Leak, ...]
     counts: Mapping[str, Any]
+    parents: Parents | None = None
+    """What prompts show instead of passages; None where they show the passages."""
 
     @cached_property
     def by_id(self) -> dict[str, Passage]:
         """Passages by id."""
         return {passage.id: passage for passage in self.passages}
+
+    def shown(self, names: Iterable[str]) -> tuple[Passage, ...]:
+        """What a prompt shows for these passages: themselves, or their parents, each once, in the order of its first."""
+        return self._shown(tuple(names))
+
+    @cached_property
+    def _shown(self) -> Callable[[tuple[str, ...]], tuple[Passage, ...]]:
+        # Kept, because every arm shows the same.
+        @cache
+        def shown(names: tuple[str, ...]) -> tuple[Passage, ...]:
+            passages = tuple(self.by_id[name] for name in names)
+            return self.parents.shown(passages) if self.parents else passages
+
+        return shown
+
+    @cached_property
+    def parent_of(self) -> Mapping[str, str]:
+        """The parent of each passage; empty where prompts show the passages."""
+        return {name: place.parent for name, place in self.parents.places.items()} if self.parents else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +82,8 @@ class _Gold:
 
 async def prepare(trial: Trial) -> Prepared:
     """Items, passages and leakage findings; read from the store where they were prepared before."""
-    inputs = {"version": VERSION, **{name: trial.inputs[name] for name in ("files", "corpus")}, "spec": _relevant(trial)}
+    read = {name: trial.inputs[name] for name in ("files", "corpus", "tokenizer") if name in trial.inputs}
+    inputs = {"version": VERSION, **read, "spec": _relevant(trial)}
     key = digest(inputs)
     if not trial.store.has("prepared", key):
         trial.progress.stage("prepare")
@@ -67,11 +92,16 @@ async def prepare(trial: Trial) -> Prepared:
         for name, items in (("test", prepared.test), ("pool", prepared.pool), ("shots", prepared.shots)):
             write("prepared", key, f"{name}.parquet", Item, items)
         write("prepared", key, "passages.parquet", Passage, prepared.passages)
+        if prepared.parents:
+            write("prepared", key, "parents.parquet", Passage, prepared.parents.texts.values())
+            write("prepared", key, "places.parquet", Place, prepared.parents.places.values())
         write("prepared", key, "gold.parquet", _Gold, [_Gold(item, found) for item, found in prepared.gold.items()])
         write("prepared", key, "leaks.parquet", Leak, prepared.leaks)
         trial.store.write_json("prepared", key, "counts.json", dict(prepared.counts))
         trial.store.finish("prepared", key, inputs)
-        trial.progress.finish("prepare", f"{len(prepared.test)} test questions, {len(prepared.passages)} passages")
+        beyond = prepared.counts["passages_cut"]
+        said = f", {beyond} of them longer than the encoder reads" if beyond else ""
+        trial.progress.finish("prepare", f"{len(prepared.test)} test questions, {len(prepared.passages)} passages{said}")
     return _read(trial, key)
 
 
@@ -98,19 +128,29 @@ def _read(trial: Trial, key: str) -> Prepared:
         {row.item: row.passages for row in read("prepared", key, "gold.parquet", _Gold)},
         read("prepared", key, "leaks.parquet", Leak),
         trial.store.read_json("prepared", key, "counts.json"),
+        _parents(trial, read("prepared", key, "parents.parquet", Passage), read("prepared", key, "places.parquet", Place))
+        if trial.spec.retrieval.chunk.parent != "none"
+        else None,
     )
+
+
+def _parents(trial: Trial, texts: Iterable[Passage], found: Iterable[Place]) -> Parents:
+    chunking = trial.spec.retrieval.chunk
+    spans = token_spans(chunking, trial.encoder_tokens)
+    return Parents({text.id: text for text in texts}, {place.passage: place for place in found}, chunking.shown_tokens, spans)
 
 
 def make(trial: Trial, key: str) -> Prepared:
     """Does the work of this stage. Raises UserError, DataError and LeakageError with what to change."""
     spec = trial.spec
-    sources = list(read_sources(trial))
-    items = _unique([item for source in sources for item in source.items])
-    documents = _merged([document for source in sources for document in source.documents])
+    sources = list(read_sources(spec.data, trial.loaded.resolve))
+    items = unique([item for source in sources for item in source.items])
+    documents = merged([document for source in sources for document in source.documents])
     if not documents and any(arm.rag for arm in spec.arms.values()):
         raise UserError("data: these sources bring no documents to retrieve from; name a folder of texts under data.corpus")
     chunking = spec.retrieval.chunk
-    passages = chunk(documents, Chunking(chunking.unit, chunking.max_tokens, chunking.overlap))
+    pieces = list(cut_documents(documents, chunking, trial.encoder_tokens))
+    passages = tuple(piece.passage for piece in pieces)
     gold = map_gold(items, passages)
     split = split_items(items, test_items=spec.data.test_items, seed=spec.data.seed)
     kinds: set[ContextKind] = {training.context_name for training in spec.training.values()}  # type: ignore[misc]  # names checked by the spec
@@ -141,12 +181,14 @@ def make(trial: Trial, key: str) -> Prepared:
         (*leaks, *among),
         {
             "rows_read": sum(source.rows_read for source in sources),
-            "rows_skipped": _reasons([skipped.reason for source in sources for skipped in source.skipped]),
+            "rows_skipped": reasons([skipped.reason for source in sources for skipped in source.skipped]),
             "bad_rows": [str(row) for source in sources for row in source.bad_rows],
             "items": len(items),
             "clusters": len({item.cluster for item in items}),
             "documents": len(documents),
             "passages": len(passages),
+            "passages_cut": cut_by_encoder(passages, chunking, trial.encoder_tokens),
+            "encoder_max_tokens": trial.encoder_tokens.max_tokens if trial.encoder_tokens else None,
             "evidence": gold.evidence_count,
             "evidence_unmapped": len(gold.unmapped),
             "test_items": len(pools["test"]),
@@ -155,16 +197,21 @@ def make(trial: Trial, key: str) -> Prepared:
             "pool_unusable": len(unusable),
             "unused_items": len(split.unused),
         },
+        _parents(trial, parent_texts(documents, chunking.parent), places(pieces, chunking.parent)) if chunking.parent != "none" else None,
     )
 
 
-def read_sources(trial: Trial) -> Iterator[Source]:
-    """Every source and corpus of a spec, read. Raises DataError."""
-    data = trial.spec.data
+def read_sources(data: DataSpec, resolve: Callable[[Path], Path]) -> Iterator[Source]:
+    """Every source and corpus of a spec, read. `resolve` makes its paths absolute. Raises DataError."""
     for source in data.sources:
-        yield READERS[source.reader](trial.loaded.resolve(source.path), bad_rows=data.bad_rows, **_options(source))
+        yield READERS[source.reader](resolve(source.path), bad_rows=data.bad_rows, **_options(source))
     for folder in data.corpus:
-        yield read_corpus(trial.loaded.resolve(folder), bad_rows=data.bad_rows)
+        yield read_corpus(resolve(folder), bad_rows=data.bad_rows)
+
+
+def cut(documents: Iterable[Document], spec: ChunkSpec, encoder: EncoderTokens | None = None) -> tuple[Passage, ...]:
+    """The documents as passages. `encoder` counts tokens where the spec wants its tokens counted."""
+    return tuple(piece.passage for piece in cut_documents(documents, spec, encoder))
 
 
 def _options(source: SourceSpec) -> dict[str, Any]:
@@ -178,7 +225,8 @@ def _options(source: SourceSpec) -> dict[str, Any]:
     return options
 
 
-def _unique(items: list[Item]) -> list[Item]:
+def unique(items: list[Item]) -> list[Item]:
+    """The items as they are. UserError when two have one id."""
     seen: dict[str, Item] = {}
     for item in items:
         if item.id in seen:
@@ -187,7 +235,7 @@ def _unique(items: list[Item]) -> list[Item]:
     return items
 
 
-def _merged(documents: list[Document]) -> list[Document]:
+def merged(documents: list[Document]) -> list[Document]:
     """Documents by id. Two files may each hold a part of one (BioASQ: snippets of an article): their sections are put together."""
     found: dict[str, Document] = {}
     for document in documents:
@@ -200,5 +248,6 @@ def _merged(documents: list[Document]) -> list[Document]:
     return list(found.values())
 
 
-def _reasons(reasons: list[str]) -> dict[str, int]:
-    return dict(Counter(reasons).most_common())
+def reasons(found: list[str]) -> dict[str, int]:
+    """How often each was found, the most frequent first."""
+    return dict(Counter(found).most_common())

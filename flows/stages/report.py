@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import anyio.to_thread
 
 from flows.analysis.analyse import Analysis
-from flows.records import Answer, Judgement
+from flows.records import Answer, Judgement, Passage
 from flows.report.content import TrialReport
 from flows.report.export import export
 from flows.report.markdown import markdown
+from flows.report.versions import versions
 from flows.stages.judge import Rubric
 from flows.stages.prepare import Prepared
 from flows.stages.serve import Proof
 from flows.stages.snapshot import Snapshot
 from flows.stages.train import TrainedAdapter
 from flows.trial import Trial
-
-_LIBRARIES = (
-    "tunetrial",
-    "torch",
-    "transformers",
-    "peft",
-    "trl",
-    "lancedb",
-    "sentence-transformers",
-    "numpy",
-    "scipy",
-    "statsmodels",
-    "prefect",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +69,19 @@ def _content(trial: Trial, folder: Path, results: Results, times: Mapping[str, f
         template={"name": trial.template.name, **inputs["template"]},
         contestants=trial.spec.contestants(),
         items=prepared.test,
-        passages={passage.id: passage for passage in prepared.passages if passage.id in wanted},
+        passages={passage.id: passage for passage in (*(one for one in prepared.passages if one.id in wanted), *_shown(results))},
         gold=gold,
         hits=hits,
+        reranker=results.snapshot.reranker if results.snapshot else "",
         answers=results.answers,
         judgements=results.judgements,
         analysis=results.analysis,
-        versions=_versions(),
+        versions=versions(),
     )
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _shown(results: Results) -> Iterator[Passage]:
+    """What prompts showed of the passages found for the test questions."""
+    if results.snapshot is not None:
+        for item in results.prepared.test:
+            yield from results.snapshot.shown(results.prepared, item.id)

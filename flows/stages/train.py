@@ -75,9 +75,7 @@ async def _one(trial: Trial, prepared: Prepared, snapshot: Snapshot | None, key:
     training = trial.spec.training[key.family]
     examples, short = _examples(trial, prepared, snapshot, training, key.size)
     template = trial.template
-    rows = [
-        {"messages": template.turns(row.question, [prepared.by_id[name] for name in row.passages], answer=row.answer)} for row in examples
-    ]
+    rows = [{"messages": template.turns(row.question, prepared.shown(row.passages), answer=row.answer)} for row in examples]
     recipe = training.model_dump(mode="json", exclude={"model", "context", "sizes", "seeds"})
     rows_key = digest(rows)
     inputs = {"version": VERSION, "base": trial.base_identity(training.model), "rows": rows_key, "recipe": recipe, "seed": key.seed}
@@ -126,6 +124,7 @@ def _examples(
         passages=prepared.by_id,
         gold=prepared.gold,
         hits=_hits(snapshot, training),
+        parents=prepared.parent_of,
         abstention=trial.template.abstentions[0],
         seed=trial.spec.data.seed,
     )

@@ -18,25 +18,26 @@ QUICKSTART = ROOT / "examples" / "quickstart"
 _COMMAND = [sys.executable, "-c", "import sys; from flows.cli import main; sys.argv[0] = 'tunetrial'; main()"]
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """The command, running; its standard error can be read line by line."""
+def start(*arguments: str, cwd: Path, **settings: str) -> subprocess.Popen[str]:
+    """The command, running; its standard error can be read line by line. `settings` go into its environment as TUNETRIAL_*."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TUNETRIAL_")}
+    environment |= {f"TUNETRIAL_{name.upper()}": value for name, value in settings.items()}
     return subprocess.Popen(
         [*_COMMAND, *arguments], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
-def finish(*arguments: str, cwd: Path) -> tuple[int, str, str]:
+def finish(*arguments: str, cwd: Path, **settings: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of the command."""
-    process = start(*arguments, cwd=cwd)
+    process = start(*arguments, cwd=cwd, **settings)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
-def run_trial(spec: dict[str, Any], cwd: Path, *options: str) -> dict[str, Any]:
+def run_trial(spec: dict[str, Any], cwd: Path, *options: str, **settings: str) -> dict[str, Any]:
     """The outcome of a trial that ends well."""
     (cwd / "trial.yaml").write_text(yaml.safe_dump(spec))
-    code, out, err = finish("run", "trial.yaml", "--json", *options, cwd=cwd)
+    code, out, err = finish("run", "trial.yaml", "--json", *options, cwd=cwd, **settings)
     assert code == 0, out + err
     outcome: dict[str, Any] = json.loads(out)
     return outcome

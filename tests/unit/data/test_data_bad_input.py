@@ -45,7 +45,7 @@ def named(tmp_path: Path) -> Name:
 
 
 def test_every_reader_is_known_by_its_name() -> None:
-    assert set(READERS) == {"bioasq", "nq", "nq_open", "qasper", "table"}
+    assert set(READERS) == {"beir", "bioasq", "nq", "nq_open", "qasper", "table"}
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_headings_of_markdown_begin_sections(tmp_path: Path) -> None:
     assert read_corpus(tmp_path).documents[0].title == "Tea time"
     assert sections(tmp_path) == [
         ("", ("Intro with a link and code.",)),
-        ("Tea time", ("First\nline.", "one\ntwo")),
+        ("", ("First\nline.", "one\ntwo")),
         ("Kinds", ("kind | taste\ngreen | mild", "code  block", "html block")),
     ]
 
@@ -84,8 +84,28 @@ def test_headings_of_html_begin_sections(tmp_path: Path) -> None:
     assert sections(tmp_path) == [
         ("", ("Loose text",)),
         ("Tea", ("First paragraph.", "tail")),
-        ("Kinds", ("kind | taste", "green | mild", "one", "two more", "a  b\n c")),
+        ("Tea > Kinds", ("kind | taste", "green | mild", "one", "two more", "a  b\n c")),
     ]
+
+
+def test_a_section_is_named_by_the_path_of_headings_without_the_title(tmp_path: Path) -> None:
+    levels = (("# Tea", "a"), ("## Kinds", "b"), ("#### Green\nand mild", "c"), ("### Black", "d"), ("## History", "e"), ("# Coffee", "f"))
+    (tmp_path / "a.md").write_text("\n\n".join(part for level in levels for part in level))
+    assert sections(tmp_path) == [
+        ("", ("a",)),
+        ("Kinds", ("b",)),
+        ("Kinds > Green", ("and mild", "c")),
+        ("Kinds > Black", ("d",)),
+        ("History", ("e",)),
+        ("Coffee", ("f",)),
+    ]
+
+
+def test_a_heading_without_text_is_no_step_of_the_path(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        "<head><title>T</title></head><h1>Tea</h1><h2><img></h2><p>a</p><h3>Green</h3><p>b</p><h2>T</h2><p>c</p>"
+    )
+    assert sections(tmp_path) == [("Tea", ("a",)), ("Tea > Green", ("b",)), ("Tea", ("c",))]
 
 
 def test_a_page_in_another_encoding_is_read_as_it_declares(tmp_path: Path) -> None:

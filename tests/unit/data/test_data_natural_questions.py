@@ -81,6 +81,19 @@ def test_original_and_simplified_rows_give_the_same_page(tmp_path: Path, make: A
     ]
 
 
+def test_sections_are_named_by_their_path_and_equal_names_under_others_are_apart(tmp_path: Path) -> None:
+    page = "<H1> Tea </H1> <P> a </P> <H2> Green </H2> <H3> Taste </H3> <P> b </P> <P> c </P> <H2> Black </H2> <H3> Taste </H3> <P> d </P>"
+    starts = [n for n, token in enumerate(page.split(" ")) if token == "<P>"]
+    candidates = [{"start_token": start, "end_token": start + 3, "top_level": True} for start in starts]
+    made = row(annotation(yes_no="YES"), document_text=page, long_answer_candidates=candidates)
+    (document,) = read_nq(write(tmp_path / "nq.jsonl", made)).documents
+    assert [(section.heading, section.paragraphs) for section in document.sections] == [
+        ("", ("a",)),
+        ("Green > Taste", ("b", "c")),
+        ("Black > Taste", ("d",)),
+    ]
+
+
 @pytest.mark.parametrize(("votes", "kept"), [(0, False), (1, False), (2, True), (5, True)])
 @pytest.mark.parametrize("make", [row, original])
 def test_of_five_annotators_two_must_have_given_an_answer(tmp_path: Path, votes: int, kept: bool, make: Any) -> None:

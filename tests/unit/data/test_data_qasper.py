@@ -43,7 +43,7 @@ def test_sections_without_a_name_have_no_heading_and_the_abstract_is_a_section(t
     assert [(section.heading, section.paragraphs) for section in document.sections] == [
         ("Abstract", ("We win.",)),
         ("", ("Opening.",)),
-        ("Results ::: Main", ("It wins.",)),
+        ("Results > Main", ("It wins.",)),
     ]
 
 

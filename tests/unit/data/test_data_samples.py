@@ -41,7 +41,12 @@ def test_the_short_answer_of_a_page_lies_in_its_gold_passage() -> None:
 
 def test_paragraphs_of_a_page_hold_no_html_tokens() -> None:
     (document,) = READERS["nq"](SAMPLES / "nq_simplified_train_sample.jsonl").documents
-    assert [section.heading for section in document.sections] == ["", "Names", "Reigns", "Combined reigns"]
+    assert [section.heading for section in document.sections] == [
+        "",
+        "Title History > Names",
+        "Title History > Reigns",
+        "Combined reigns",
+    ]
     assert not any("<P>" in text or "</Td>" in text for section in document.sections for text in section.paragraphs)
 
 

@@ -17,10 +17,11 @@ RETRIEVED = (5, 1, 6, 7, 8, 9, 10)
 HITS = {item.id: [Hit(item.id, f"d#{n}", rank, 1 / rank) for rank, n in enumerate(RETRIEVED, 1)] for item in [*ITEMS, UNANSWERABLE]}
 
 
-def build(kind: Any, items: Sequence[Item] = ITEMS, *, seed: int = 1, hits: Any = HITS, gold: Any = GOLD, **settings: Any) -> TrainingSet:
-    return training_set(
-        items, TrainingContext(kind, **settings), passages=PASSAGES, gold=gold, hits=hits, abstention="I cannot tell.", seed=seed
-    )
+def build(
+    kind: Any, items: Sequence[Item] = ITEMS, *, seed: int = 1, hits: Any = HITS, gold: Any = GOLD, parents: Any = None, **settings: Any
+) -> TrainingSet:
+    context = TrainingContext(kind, **settings)
+    return training_set(items, context, passages=PASSAGES, gold=gold, hits=hits, abstention="I cannot tell.", seed=seed, parents=parents)
 
 
 def test_context_none_shows_the_question_alone() -> None:
@@ -74,6 +75,44 @@ def test_random_distractors_are_never_gold_nor_twice_the_same() -> None:
         assert len(set(example.passages)) == len(example.passages) == 6
         assert {"d#1", "d#2"}.issubset(example.passages) is example.gold_shown
     assert len({name for example in examples for name in example.passages}) > 50
+
+
+# Three passages a parent: d#0 to d#2 are of s0, which holds all gold, d#3 to d#5 of s1, and so on.
+PARENTS = {name: f"s{number // 3}" for number, name in enumerate(PASSAGES)}
+
+
+def shown(example: Example) -> list[str]:
+    return list(dict.fromkeys(PARENTS[name] for name in example.passages))
+
+
+@pytest.mark.parametrize("source", ["retrieved", "random"])
+def test_no_distractor_shares_its_parent_with_gold_and_as_many_parents_are_shown_in_every_example(source: str) -> None:
+    # With parents, what is retrieved must go deeper: d#5 to d#8 are of two parents only.
+    deep = {item.id: [Hit(item.id, f"d#{n}", rank, 1 / rank) for rank, n in enumerate((1, 0, *range(5, 30)), 1)] for item in ITEMS}
+    made = build("raft", hits=deep, distractor_source=source, distractors=3, gold_probability=0.5, parents=PARENTS)
+    assert made.short_count == 0
+    assert {example.gold_shown for example in made.examples} == {True, False}
+    for example in made.examples:
+        assert len(shown(example)) == 4
+        assert ("s0" in shown(example)) is example.gold_shown
+        assert {"d#1", "d#2"}.issubset(example.passages) is example.gold_shown
+
+
+def test_the_gold_parent_comes_at_every_position_however_many_passages_it_has() -> None:
+    examples = build("raft", distractor_source="random", gold_probability=1, parents=PARENTS).examples
+    counts = [sum(shown(example)[place] == "s0" for example in examples) for place in range(4)]
+    assert all(60 < count < 140 for count in counts)
+
+
+def test_gold_passages_of_one_parent_count_once_against_the_limit() -> None:
+    (example,) = build("gold", ITEMS[:1], gold={"q0": ("d#1", "d#4", "d#2")}, max_gold=1, parents=PARENTS).examples
+    assert example.passages == ("d#1", "d#2")
+
+
+def test_too_few_parents_are_counted_as_short() -> None:
+    hits = {"q0": [Hit("q0", f"d#{n}", rank, 1 / rank) for rank, n in enumerate((1, 5, 6, 7, 8), 1)]}
+    made = build("raft", ITEMS[:1], hits=hits, distractors=3, gold_probability=1, parents=PARENTS)
+    assert (len(shown(made.examples[0])), made.short_count) == (3, 1)
 
 
 def test_fewer_hits_than_distractors_are_counted_never_filled_up() -> None:

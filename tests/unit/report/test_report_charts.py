@@ -8,8 +8,9 @@ import pytest
 
 from flows.report import charts, formats
 from flows.report.content import TrialReport
+from flows.report.drawing import NARROW, WIDE, Figure
 
-DRAWN: dict[str, Callable[[TrialReport], charts.Figure | None]] = {
+DRAWN: dict[str, Callable[[TrialReport], Figure | None]] = {
     "scores": lambda report: charts.scores(report.analysis, "accuracy"),
     "forest": lambda report: charts.forest([one for one in report.analysis.contrasts if one.criterion == "accuracy"], 0.1),
     "curve": lambda report: charts.curve([one for one in report.analysis.curves if one.criterion == "accuracy"], report.analysis),
@@ -19,7 +20,7 @@ DRAWN: dict[str, Callable[[TrialReport], charts.Figure | None]] = {
 }
 
 
-def drawn(report: TrialReport, name: str) -> charts.Figure:
+def drawn(report: TrialReport, name: str) -> Figure:
     figure = DRAWN[name](report)
     assert figure is not None
     return figure
@@ -29,7 +30,7 @@ def drawn(report: TrialReport, name: str) -> charts.Figure:
 def test_a_chart_fits_a_phone_and_half_a_wide_page(report: TrialReport, name: str) -> None:
     figure = drawn(report, name)
     widths = [float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1]) for svg in (figure.narrow, figure.wide)]
-    assert widths == [charts.NARROW, charts.WIDE]
+    assert widths == [NARROW, WIDE]
 
 
 @pytest.mark.parametrize("name", DRAWN)

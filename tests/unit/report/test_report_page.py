@@ -144,6 +144,15 @@ def test_what_a_trial_did_not_have_is_left_out(report: TrialReport) -> None:
     assert "was found in another" in visible(page)
 
 
+def test_a_reranker_is_named_and_its_scores_go_with_the_hits(report: TrialReport) -> None:
+    assert "cross-encoder" not in visible(render(report))
+    hits = [replace(hit, rerank_score=1.25 - hit.rank) for hit in report.hits]
+    page = render(replace(report, hits=hits, reranker=f"/models/cross@{'ab' * 32}"))
+    assert "reordered by the cross-encoder cross@abababab" in visible(page)
+    data = json.loads(BeautifulSoup(page, "html.parser")("script")[0].string or "")
+    assert [hit[5] for hit in data["items"][0]["hits"]] == [1.25 - rank for rank in range(1, 6)]
+
+
 def test_too_few_clusters_for_any_interval_still_make_a_page() -> None:
     report = trial(count=8)
     assert report.analysis.primary.interval is None

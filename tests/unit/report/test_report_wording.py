@@ -45,6 +45,18 @@ def test_the_reference_judge_is_called_no_llm_and_a_model_by_its_name(report: Tr
     assert "Judge's family unknown" in titles(model)
 
 
+def test_passages_that_the_encoder_cuts_are_said_where_it_is_asked(report: TrialReport) -> None:
+    counts = {**report.counts, "passages_cut": 3, "encoder_max_tokens": 254}
+
+    def said(mode: str) -> list[str]:
+        changed = replace(report, counts=counts, spec={**report.spec, "retrieval": {"mode": mode}})
+        return [caveat.text for caveat in caveats(changed) if caveat.title == "Passages too long for the encoder"]
+
+    assert "have more than the 254 tokens" in said("hybrid")[0]
+    assert said("lexical") == []
+    assert "Passages too long for the encoder" not in titles(replace(report, counts={**counts, "passages_cut": 0}))
+
+
 def test_everything_that_weakens_this_trial_is_listed(report: TrialReport) -> None:
     assert titles(report) == {
         "Primary contrast",
