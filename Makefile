@@ -37,7 +37,7 @@ client: setup                  ## build the wheel that other services install to
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist protos
 
 lock: setup                    ## pin the newest versions of all libraries, with hashes
-	cd requirements && for name in bootstrap dev; do \
+	cd requirements && for name in bootstrap dev bench; do \
 	  ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-header \
 	    --no-emit-index-url --no-emit-find-links $$name.in -o $$name.txt; done
 
@@ -45,4 +45,4 @@ bench: setup                   ## measure; figures and their meaning are in benc
 	$(BIN)/python -m benchmarks
 
 clean:                         ## remove the environment and all results
-	rm -rf .venv .tunetrial runs dist
+	rm -rf .venv .venv-bench .tunetrial runs dist

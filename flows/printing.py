@@ -100,11 +100,12 @@ def retrieval(console: Console, found: Mapping[str, Any], folder: Path, *, again
             "" if difference is None else _measured(difference, "+.3f"),
             style=best,
         )
-    # On a terminal as wide as that is; elsewhere as wide as needed.
-    width = None if console.is_terminal else console.measure(table, options=console.options.update(max_width=1000)).maximum
-    console.print(table, width=width, highlight=False)
+    if not console.is_terminal:
+        # As wide as needed: a file has no edge.
+        table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.print(table, highlight=False)
     console.print(f"\n[bold]{escape(found['sentence'])}[/]", highlight=False)
-    if len(found["not_told_apart"]) > 1:
+    if found["not_told_apart"] not in ([], [found["baseline"]]):
         console.print(f"not told apart from it: {escape(', '.join(found['not_told_apart']))}", highlight=False)
     if found["left_out"]:
         names = ", ".join(found["left_out"])

@@ -47,7 +47,7 @@ def ways(client: AsyncElasticsearch, task: Task) -> dict[str, Ask]:
         return best(await ask_legs(number))
 
     async def passages(number: int) -> list[str]:
-        found = await client.mget(index=task.index, ids=best(await ask_legs(number)))
+        found = await client.mget(index=task.index, ids=best(await ask_legs(number)), realtime=False)
         return [document["_source"]["id"] for document in found["docs"]]
 
     async def source(number: int) -> list[str]:

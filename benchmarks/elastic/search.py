@@ -83,7 +83,8 @@ async def search(url: str, folder: Path, task: Task, *, rounds: int, size: int, 
         if "langchain" in against:
             await add("LangChain ensemble", "langchain", replace(task, index=index), guest=True)
         for name in against:
-            if way := _HAYSTACK.get(name):
+            if name in _HAYSTACK:
+                way = _HAYSTACK[name]
                 title = "Haystack pipeline" if way == "tuned" else "Haystack pipeline, as documented"
                 await add(title, "haystack", replace(task, index=f"haystack-{way}-{task.passages}", way=way), guest=True)
 

@@ -85,12 +85,12 @@ def upright(domain: Sequence[float], title: str, field: str) -> alt.Y:
 
 
 def series_of(
-    names: Sequence[str], field: Literal["family", "question", "metric", "condition"], columns: int | None = None
+    names: Sequence[str], field: Literal["family", "question", "metric", "condition"], legend: alt.Legend | None = None
 ) -> tuple[alt.Color, alt.Shape]:
     """Colour and shape of series: both tell them apart, so that neither is needed alone. After six they repeat."""
     repeats = range(len(names))
     colors, shapes = [_SERIES[place % 6] for place in repeats], [_SHAPES[place % 6] for place in repeats]
-    legend = alt.Legend() if columns is None else alt.Legend(columns=columns)
+    legend = alt.Legend() if legend is None else legend
     return (
         alt.Color(f"{field}:N", legend=legend, scale=alt.Scale(domain=list(names), range=colors)),
         alt.Shape(f"{field}:N", legend=legend, scale=alt.Scale(domain=list(names), range=shapes)),

@@ -111,7 +111,8 @@ def depths(analysis: StudyAnalysis) -> Figure | None:
         for metric in condition.metrics
         if metric.name == "recall"
     ]
-    color, shape = series_of([condition.name for condition in conditions], "condition", columns=2)
+    names = [condition.name for condition in conditions]
+    color, shape = series_of(names, "condition", alt.Legend(columns=2 if LETTER * max(map(len, names)) < NARROW / 3 else 1, labelLimit=300))
     axis = alt.Axis(values=list(range(len(ks))), labelExpr=f"{ks}[round(datum.value)]", grid=False)
     x = alt.X("k:Q", title="first k found", axis=axis, scale=alt.Scale(domain=[-0.4, len(ks) - 0.6], nice=False))
     least, most = domain_of([row[key] for row in rows for key in ("mean", "low", "high")])

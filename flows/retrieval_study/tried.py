@@ -42,6 +42,7 @@ async def try_all(study: Study, questions: Questions, conditions: Sequence[Condi
     rankings: list[Ranking] = []
     left_out: list[str] = []
     notes: dict[str, None] = {}
+    notes |= dict.fromkeys(_unlike(questions, conditions))
     reranker: str | None = None
     cut: Passages | None = None
     for chunk, of_chunk in groupby(conditions, key=lambda condition: condition.retrieval.chunk):
@@ -124,6 +125,13 @@ async def _one(
             "a larger retrieval.window would reach more"
         )
     return row, Ranking(condition.name, settings.k, ranked, cut.gains), said
+
+
+def _unlike(questions: Questions, conditions: Sequence[Condition]) -> list[str]:
+    cuts = {condition.retrieval.chunk.model_dump_json() for condition in conditions}
+    if len(cuts) < 2 or all(item.relevance for item in questions.items):
+        return []
+    return ["conditions that cut documents differently look for different gold passages: larger ones are fewer and easier to find"]
 
 
 def _unmapped(questions: Questions, cut: Passages, chunk: ChunkSpec) -> list[str]:

@@ -6,6 +6,7 @@ Errors of the domain become statuses here and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 import time
@@ -232,6 +233,9 @@ async def serve(service: Service, settings: ServerSettings, prepare: Callable[[]
             await server.stop(None)
             prepared.result()
     if not stop.is_set():
+        # What is loaded by now stays: the collector need not look through all of it again and again while calls are answered.
+        gc.collect()
+        gc.freeze()
         following = asyncio.create_task(_follow(service, settings.health_interval_s, port, checks))
         await stopped
         following.cancel()

@@ -148,7 +148,6 @@ def test_a_study_survives_the_kill_of_its_retriever_ctrl_c_and_its_own_kill(
     study = again()
     said = following(study, {"search lexical: begins": kill_retriever, "search dense: begins": lambda: study.send_signal(signal.SIGINT)})
     assert study.wait(timeout=60) == 130, said
-    assert "again in 1 s; the retriever was killed by signal 9" in said
     assert "run the same command again" in said
     assert "Traceback" not in said
 
@@ -159,6 +158,7 @@ def test_a_study_survives_the_kill_of_its_retriever_ctrl_c_and_its_own_kill(
     study = again()
     said = following(study, {"search hybrid + rerank: begins": kill_retriever})
     assert study.wait(timeout=60) == 0, said
+    assert "again in 1 s; the retriever was killed by signal 9" in said
     # What was done before the kill was not done again.
     assert "search lexical" not in said
     code, out, err = finish("retrieval", str(folder), "--json", cwd=tmp_path, reranker=reranker)

@@ -1,4 +1,4 @@
-"""One real Elasticsearch on loopback: started, asked, stopped, killed, and started again on the same port and data. Knows no retriever.
+"""One real Elasticsearch on loopback: started, asked, paused, killed, and started again on the same port and data. Knows no retriever.
 
 With security on it speaks TLS only, with a certificate of a CA made here, and knows one user; API keys are made by asking it.
 """
@@ -80,22 +80,17 @@ class Node:
 
     def start(self) -> None:
         """Returns once it answers that its shards can be read; fails with the end of its log."""
-        self.launch()
-        deadline = time.monotonic() + _START_S
-        while not self.healthy():
-            assert self._process is not None
-            assert self._process.poll() is None, f"Elasticsearch ended with code {self._process.returncode}:\n{self.log()}"
-            assert time.monotonic() < deadline, f"Elasticsearch did not answer in {_START_S:.0f} s:\n{self.log()}"
-            time.sleep(0.2)
-
-    def launch(self) -> None:
-        """Begins to start it."""
         assert self._process is None, "it runs already"
         with (self.folder / "logs" / "console").open("ab") as console:
             command = (*self._prefix(), str(self.installed.home / "bin" / "elasticsearch"))
             self._process = subprocess.Popen(
                 command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
             )
+        deadline = time.monotonic() + _START_S
+        while not self.healthy():
+            assert self._process.poll() is None, f"Elasticsearch ended with code {self._process.returncode}:\n{self.log()}"
+            assert time.monotonic() < deadline, f"Elasticsearch did not answer in {_START_S:.0f} s:\n{self.log()}"
+            time.sleep(0.2)
 
     def healthy(self) -> bool:
         """Whether it answers, with every index readable."""
@@ -103,14 +98,6 @@ class Node:
             return self.ask("GET", "/_cluster/health?wait_for_status=yellow&timeout=1s").is_success
         except httpx.TransportError:
             return False
-
-    def stop(self) -> None:
-        """Ends it in good order, if it runs."""
-        if self._process is not None:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=30)
-            self.kill()
 
     def kill(self) -> None:
         """kill -9."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,8 +56,7 @@ def missing() -> list[str]:
         lacks.append("setpriv (Debian: apt-get install util-linux)")
     if not shutil.which("openssl"):
         lacks.append("openssl (Debian: apt-get install openssl)")
-    java = _java_home()
-    if java is None or not (java / "bin" / "javac").exists():
+    if _compiler_version() < 17:
         lacks.append("a JDK of Java 17 or later, on PATH or in JAVA_HOME (Debian: apt-get install openjdk-17-jdk-headless)")
     unfetched = [release.archive for release in RELEASES.values() if not release.archive.exists()]
     if unfetched and not shutil.which("mvn"):
@@ -116,6 +116,16 @@ def _fetch(release: Release) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not release.archive.exists():
         raise RuntimeError(f"Maven did not fetch {artifact}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def _compiler_version() -> int:
+    """Major version of the machine's Java compiler; 0 without one."""
+    home = _java_home()
+    if home is None or not (home / "bin" / "javac").exists():
+        return 0
+    said = subprocess.run((str(home / "bin" / "javac"), "-version"), capture_output=True, text=True, check=False)
+    found = re.search(r"javac (\d+)", said.stdout + said.stderr)
+    return int(found[1]) if found else 0
 
 
 def _java_home() -> Path | None:

@@ -6,7 +6,8 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pyarrow.parquet as pq
 import pytest
@@ -37,7 +38,8 @@ SPEC: dict[str, Any] = {
 def undisturbed(elastic_servers: ElasticServers, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Results of the trial, and its index, on a server with security."""
     with elastic_servers.running("9", secured=True) as node:
-        outcome, _ = Run(tmp_path_factory.mktemp("undisturbed"), node.client_settings("api-key")).finish()
+        with Run(tmp_path_factory.mktemp("undisturbed"), node.client_settings("api-key")) as run:
+            outcome, _ = run.finish()
         return results(outcome), sealed_index(node)
 
 
@@ -47,10 +49,17 @@ class Run:
     def __init__(self, folder: Path, elasticsearch: dict[str, str]) -> None:
         (folder / "trial.yaml").write_text(yaml.safe_dump(SPEC))
         settings = {f"elasticsearch_{name}": value for name, value in elasticsearch.items()}
-        self.process = start("run", "trial.yaml", "--json", cwd=folder, ingest_batch="16", **settings)
+        self.folder, self.process = folder, start("run", "trial.yaml", cwd=folder, ingest_batch="16", **settings)
         self._out: tuple[str, str] = ("", "")
         self._reading = threading.Thread(target=self._read)
         self._reading.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.process.kill()  # no more than a formality after an end of its own
+        self._reading.join()
 
     def _read(self) -> None:
         self._out = self.process.communicate()
@@ -65,7 +74,8 @@ class Run:
         self._reading.join()
         out, err = self._out
         assert self.process.returncode == 0, out + err
-        outcome: dict[str, Any] = json.loads(out)
+        (path,) = self.folder.glob("runs/*/outcome.json")
+        outcome: dict[str, Any] = json.loads(path.read_text())
         return outcome, err
 
 
@@ -117,10 +127,10 @@ def test_a_trial_ends_the_same_on_a_server_that_is_killed_while_it_writes_and_wh
     with elastic_servers.running("8") as node, relay(node.port) as wire:
         wire.at("_bulk", 4, kill(writing))
         wire.at("_msearch", 3, kill(searching))
-        run = Run(tmp_path, {"urls": wire.url})
-        for moment in (writing, searching):
-            run.wait(moment)
-            node.start()
-        outcome, said = run.finish()
+        with Run(tmp_path, {"urls": wire.url}) as run:
+            for moment in (writing, searching):
+                run.wait(moment)
+                node.start()
+            outcome, said = run.finish()
         assert (results(outcome), sealed_index(node)) == undisturbed
     assert "Elasticsearch is away" in said

@@ -57,12 +57,6 @@ async def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
-def languages(store: Indexes) -> bool:
-    """Whether the store under test has analyzers for languages."""
-    return True
-
-
-@pytest.fixture(scope="session")
 async def stub(store: Indexes, encoders: SentenceEncoders) -> AsyncIterator[retriever_pb2_grpc.RetrieverServiceAsyncStub]:
     async with served(store, encoders) as stub:
         yield stub

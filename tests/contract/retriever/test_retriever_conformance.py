@@ -342,15 +342,11 @@ async def test_accents_count_and_case_does_not(client: Client) -> None:
     assert await client.ids("Cafe", LEXICAL) == ["without"]
 
 
-async def test_a_language_stems_words_and_none_does_not(client: Client, languages: bool) -> None:
+async def test_a_language_stems_words_and_none_does_not(client: Client) -> None:
     rows = [passage("a", "The runners were running"), passage("b", "Nobody sat there")]
     await client.made(rows)
     english = Client(client.stub)
     assert await client.ids("run", LEXICAL) == []
-    if not languages:
-        with refused(INVALID, "INDEX_SETTINGS_INVALID", "settings.language"):
-            await english.create(language="English")
-        return
     assert (await english.made(rows, language="English")).settings.language == "English"
     assert await english.ids("run", LEXICAL) == ["a"]
     assert await client.ids("the", LEXICAL) == ["a"]

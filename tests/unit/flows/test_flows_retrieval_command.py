@@ -126,6 +126,11 @@ def test_every_condition_has_its_measures_with_intervals_and_its_difference(widt
     assert all(len(line.rstrip()) <= 80 for line in lines[:5])
 
 
+def test_a_long_name_stays_in_one_line_where_there_is_no_terminal() -> None:
+    name = "hybrid + rerank · tokens, max tokens 120 · some/encoder-with-a-long-name"
+    assert any(line.startswith(name) for line in printed(None, [condition("lexical"), condition(name)]).splitlines())
+
+
 def test_numbers_of_questions_and_k_stand_in_the_table_where_they_differ() -> None:
     out = printed(None, [condition("lexical · k 3", k=3, queries=20), condition("lexical · k 5", k=5, queries=12)])
     assert out.splitlines()[0].split() == ["condition", "nDCG@10", "recall@k", "MRR@10", "queries", "ms", "difference"]
