@@ -56,7 +56,7 @@ async def test_what_was_added_outlives_the_process_open_or_sealed(indexes: Lance
     again = await reopened(indexes)
     assert await again.get("a") == before
     assert await again.present("a", ["p0003", "nothing"]) == {"p0003"}
-    assert await again.add("a", passages(5, 15), vectors(10)) == 5
+    assert (await again.add("a", passages(5, 15), vectors(10))).added_count == 5
     sealed = await again.seal("a")
     last = await reopened(again)
     assert await last.get("a") == sealed
@@ -80,7 +80,7 @@ async def test_an_index_takes_no_more_passages_than_it_can_search(indexes: Lance
     await filled(indexes, count=95)
     with pytest.raises(ResourceExhausted, match="TUNETRIAL_MAX_PASSAGES"):
         await indexes.add("a", passages(95, 101), vectors(6))
-    assert await indexes.add("a", passages(90, 100), vectors(10)) == 5
+    assert (await indexes.add("a", passages(90, 100), vectors(10))).added_count == 5
 
 
 async def test_vectors_of_another_encoder_are_refused(indexes: LanceIndexes) -> None:
@@ -112,7 +112,7 @@ async def test_a_cancelled_write_is_whole_and_known(indexes: LanceIndexes) -> No
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await indexes.add("a", passages(0, 50), vectors(50)) == 0
+    assert (await indexes.add("a", passages(0, 50), vectors(50))).added_count == 0
     assert (await indexes.get("a")).passage_count == 50
 
 
@@ -154,7 +154,7 @@ async def test_what_a_killed_process_left_is_cleared_or_finished(indexes: LanceI
     assert len(await found(again, "number")) == 10
     assert (await again.seal("b")).content_hash == (await again.get("a")).content_hash
     assert (await again.get("c")).passage_count == 0
-    assert await again.add("c", passages(0, 3), vectors(3)) == 3
+    assert (await again.add("c", passages(0, 3), vectors(3))).added_count == 3
     await again.close()
 
 
@@ -232,7 +232,7 @@ async def test_a_full_disk_is_said_and_leaves_the_index_as_it_was(indexes: Lance
             await indexes.add("a", big, vectors(20))
         assert caught.value.reason == "DISK_FULL"
         assert (await indexes.get("a")).passage_count == 10
-    assert await indexes.add("a", big, vectors(20)) == 20
+    assert (await indexes.add("a", big, vectors(20))).added_count == 20
     with files_of_at_most(10_000), pytest.raises(ResourceExhausted, match="make room and repeat"):
         await indexes.seal("a")
     assert not (tmp_path / "a" / "sealed.lance").exists()
