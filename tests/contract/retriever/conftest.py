@@ -23,11 +23,9 @@ from tests.real.elastic_servers import ElasticServers
 STORES: dict[str, Callable[[Path], Indexes]] = {"lance": lambda folder: LanceIndexes(folder, max_passages=2000)}
 REAL_STORES = {
     "elasticsearch-8": ("8",),
-    "elasticsearch-8-password": ("8", "password"),
-    "elasticsearch-9": ("9",),
     "elasticsearch-9-api-key": ("9", "api-key"),
 }
-"""Release of the server and, where it is secured, how the retriever shows who it is."""
+"""Release of the server and, where it is secured, how the retriever shows who it is. Other credentials: tests/real/test_real_security.py."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
