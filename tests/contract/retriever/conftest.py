@@ -25,7 +25,7 @@ REAL_STORES = {
     "elasticsearch-8": ("8",),
     "elasticsearch-9-api-key": ("9", "api-key"),
 }
-"""Release of the server and, where it is secured, how the retriever shows who it is. Other credentials: tests/real/test_real_security.py."""
+"""Release of the server and, where it is secured, how the retriever shows who it is; other ways are in tests/real."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
