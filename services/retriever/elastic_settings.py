@@ -39,7 +39,7 @@ class ElasticsearchSettings(BaseSettings):
     timeout_s: float = Field(30.0, gt=0, description="Longest wait for one answer; merging at the seal may take longer.")
     retries: int = Field(3, ge=0, description="Further attempts after a lost connection, 429, 502, 503 and 504; never after a time-out.")
     connections: int = Field(16, ge=1, description="Connections to each node.")
-    search_requests: int = Field(4, ge=1, description="Search requests under way at once; callers beyond them share the next one.")
+    search_requests: int = Field(2, ge=1, description="Search requests under way at once; callers beyond them share the next one.")
     compress: bool = Field(False, description="Compress requests and responses; for a cluster far away.")
     sniff: bool = Field(False, description="Ask the cluster for its nodes and talk to them directly.")
 
