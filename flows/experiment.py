@@ -19,10 +19,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from flows.clients import ServiceError
 from flows.errors import UserError
-from flows.local_stack import ServiceDied
 from flows.outcome import Outcome, run_folder, save
+from flows.persistence import WAITS_S, worth_another_try
 from flows.progress import Progress, Silent
 from flows.spec_file import load
 from flows.stages.analyse import analyse
@@ -35,11 +34,6 @@ from flows.stages.train import train
 from flows.trial import Trial, open_trial
 
 Result = TypeVar("Result")
-
-_WAITS_S: list[float] = [1, 5, 15, *([20] * 15)]
-"""Seconds before each further try of a stage: what is away is waited for, for some five minutes."""
-_FEW = 3
-"""Further tries where waiting longer is not likely to help: a service that dies, a limit that is reached."""
 
 LISTENER: ContextVar[Progress | None] = ContextVar("listener", default=None)
 """Who is told how far the trial is; set by the command line."""
@@ -100,13 +94,11 @@ async def _stage(name: str, times: dict[str, float], work: Callable[..., Awaitab
         tries += 1
         return await work(trial, *parts)
 
-    async def worth_another_try(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    async def try_again(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
         error = await state.aresult(raise_on_failure=False)
-        away = isinstance(error, ServiceError) and error.code == "UNAVAILABLE"
-        full = isinstance(error, ServiceError) and error.code == "RESOURCE_EXHAUSTED"
-        again = away or ((full or isinstance(error, ServiceDied)) and tries <= _FEW)
+        again = worth_another_try(error, tries)
         if again:
-            trial.progress.say(f"{name}: again in {_WAITS_S[tries - 1]} s; {str(error).splitlines()[0]}")
+            trial.progress.say(f"{name}: again in {WAITS_S[tries - 1]:g} s; {str(error).splitlines()[0]}")
         return again
 
     began = time.monotonic()
@@ -115,9 +107,9 @@ async def _stage(name: str, times: dict[str, float], work: Callable[..., Awaitab
         task_run_name=name,
         cache_policy=NO_CACHE,
         persist_result=False,
-        retries=len(_WAITS_S),
-        retry_delay_seconds=_WAITS_S,
-        retry_condition_fn=worth_another_try,
+        retries=len(WAITS_S),
+        retry_delay_seconds=list(WAITS_S),
+        retry_condition_fn=try_again,
     )(stage)
     result = await wrapped()
     times[name] = round(time.monotonic() - began, 3)

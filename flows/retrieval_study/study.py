@@ -19,12 +19,12 @@ from flows.analysis.retrieval_study import compare
 from flows.clients import ServiceError
 from flows.errors import UserError
 from flows.outcome import run_folder
+from flows.persistence import persistently
 from flows.report.study_content import StudyReport
 from flows.report.study_export import export, read
 from flows.report.versions import versions
 from flows.retrieval_study.conditions import Condition, conditions
 from flows.retrieval_study.inputs import Study, read_inputs
-from flows.retrieval_study.persistence import persistently
 from flows.retrieval_study.questions import Questions, read_questions
 from flows.retrieval_study.tried import Tried, try_all
 from flows.stages.snapshot import NO_INDEX, told_reranker

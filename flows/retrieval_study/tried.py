@@ -11,11 +11,11 @@ import anyio.to_thread
 
 from flows.analysis.retrieval_study import Ranking
 from flows.chunking import searched
+from flows.persistence import persistently
 from flows.records import Item
 from flows.report.study_content import ConditionRow
 from flows.retrieval_study.conditions import Condition
 from flows.retrieval_study.inputs import Study
-from flows.retrieval_study.persistence import persistently
 from flows.retrieval_study.questions import Passages, Questions, cut_passages
 from flows.retrieval_study.search import search_all
 from flows.spec import ChunkSpec

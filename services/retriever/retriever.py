@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -144,12 +144,13 @@ class Retriever:
             aclosing(_in_order((self._encode(batch) async for batch in batches), at_once=2)) as encoded,
             aclosing(_in_order((self._store(each) async for each in encoded), at_once=1)) as stored,
         ):
-            reports = [report async for report in stored]
-        return IngestReport(
-            sum(report.added_count for report in reports),
-            sum(report.skipped_count for report in reports),
-            (*failures, *(failure for report in reports for failure in report.failures)),
-        )
+            added_count = skipped_count = 0
+            async for report in stored:
+                added_count += report.added_count
+                skipped_count += report.skipped_count
+                failures += report.failures
+                _check_count(failures)
+        return IngestReport(added_count, skipped_count, tuple(failures))
 
     async def _batches(self, parts: AsyncIterator[Part], failures: list[PassageFailure]) -> AsyncGenerator[_Batch]:
         """The usable passages of all parts; the others go into `failures`."""
@@ -165,9 +166,7 @@ class Retriever:
                     waiting.append(passage)
                 else:
                     failures.append(failure)
-            if len(failures) > MAX_FAILURES:
-                message = "more than {count} passages were refused, the first for {reason}: {why}"
-                raise InvalidArgument("TOO_MANY_FAILURES", message, count=MAX_FAILURES, reason=failures[0].reason, why=failures[0].message)
+            _check_count(failures)
             while len(waiting) >= self.ingest_batch:
                 yield _Batch(name, encoder, waiting[: self.ingest_batch])
                 waiting = waiting[self.ingest_batch :]
@@ -227,6 +226,12 @@ async def _in_order(calls: AsyncIterator[Coroutine[Any, Any, _T]], at_once: int)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+def _check_count(failures: Sequence[PassageFailure]) -> None:
+    if len(failures) > MAX_FAILURES:
+        message = "more than {count} passages were refused, the first for {reason}: {why}"
+        raise InvalidArgument("TOO_MANY_FAILURES", message, count=MAX_FAILURES, reason=failures[0].reason, why=failures[0].message)
 
 
 def _check_part(part: Part, name: str) -> None:

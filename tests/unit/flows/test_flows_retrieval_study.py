@@ -11,12 +11,12 @@ import pytest
 import yaml
 from fake_retriever import FakeRetriever, serving
 
+from flows import persistence
 from flows.clients import ServiceError
 from flows.connections import Services
 from flows.errors import UserError
 from flows.fingerprint import Fingerprints
 from flows.progress import Silent
-from flows.retrieval_study import persistence
 from flows.retrieval_study.inputs import Study
 from flows.retrieval_study.study import Finished, run_study
 from flows.spec_file import load_study
@@ -29,7 +29,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(persistence, "_WAITS_S", ())
+    monkeypatch.setattr(persistence, "WAITS_S", ())
 
 
 @pytest.fixture

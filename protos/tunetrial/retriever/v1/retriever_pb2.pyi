@@ -475,7 +475,7 @@ class PassageFailure(_message.Message):
     id: _builtins.str
     """Its id, as sent."""
     reason: _builtins.str
-    """Stable, UPPER_SNAKE: PASSAGE_EMPTY, PASSAGE_TOO_LONG, PASSAGE_ID_INVALID, METADATA_INVALID."""
+    """Stable, UPPER_SNAKE: PASSAGE_EMPTY, PASSAGE_TOO_LONG, PASSAGE_ID_INVALID, METADATA_INVALID; PASSAGE_REFUSED by the store itself."""
     message: _builtins.str
     """The same for people."""
     def __init__(
