@@ -19,7 +19,7 @@ demo: setup                    ## run the quickstart trial, offline, and say whe
 test: setup                    ## all tests that need nothing but this machine
 	$(BIN)/pytest -n 2 --dist loadfile
 
-test-real: setup               ## tests on real Elasticsearch servers, fetched once; needs Maven and a JDK of Java 17 or later
+test-real: setup               ## tests on real Elasticsearch servers, and of Go callers; needs Maven, a JDK of Java 17 or later, and Go
 	$(BIN)/pytest -v --real tests/real tests/contract/retriever/test_retriever_conformance.py
 
 check: setup                   ## style, types, import contracts, the proto contract and its generated code
@@ -39,10 +39,12 @@ client: setup                  ## build the wheel that other services install to
 lock: setup                    ## pin the newest versions of all libraries, with hashes
 	cd requirements && for name in bootstrap dev bench; do \
 	  ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-header \
-	    --no-emit-index-url --no-emit-find-links $$name.in -o $$name.txt; done
+	    --no-emit-index-url --no-emit-find-links $$name.in -o $$name.txt; done; \
+	  ../$(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --override vllm-override.txt \
+	    --generate-hashes --no-header --no-emit-index-url --no-emit-find-links vllm.in -o vllm.txt
 
 bench: setup                   ## measure; figures and their meaning are in benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
 clean:                         ## remove the environment and all results
-	rm -rf .venv .venv-bench .tunetrial runs dist
+	rm -rf .venv .venv-bench .venv-vllm .tunetrial runs dist

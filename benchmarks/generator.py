@@ -45,7 +45,7 @@ from tunetrial.generator.v1 import generator_pb2, generator_pb2_grpc  # noqa: E4
 from services.generator.catalog import Catalog  # noqa: E402
 from services.generator.domain import Decoding, Turn  # noqa: E402
 from services.generator.generator import Call, Generator, Manner  # noqa: E402
-from services.generator.sqlalchemy_aliases import SqlAlchemyAliases  # noqa: E402
+from services.generator.sqlalchemy_models import SqlAlchemyModels  # noqa: E402
 from services.generator.transformers_engine import TransformersEngine  # noqa: E402
 
 ADAPTERS = 4
@@ -158,8 +158,8 @@ async def overhead(
     stub: generator_pb2_grpc.GeneratorServiceAsyncStub, base: Path, adapters: list[Path], folder: Path, calls: int
 ) -> tuple[float, float, float]:
     """Median milliseconds of a call of one token over gRPC, of the same in this process, and of their differences."""
-    engine, aliases = TransformersEngine("base", str(base)), SqlAlchemyAliases(folder / "own")
-    catalog = Catalog({"base": engine}, aliases, str(folder), 0.05)
+    engine, models = TransformersEngine("base", str(base)), SqlAlchemyModels(folder / "own")
+    catalog = Catalog({"base": engine}, models, uri_roots=str(folder), tolerance=0.05, queue_limit=256)
     await catalog.prepare()
     await catalog.load("adapter-0", str(adapters[0]), "")
     generator = Generator(catalog, None, 4096)
@@ -170,12 +170,11 @@ async def overhead(
         started = time.perf_counter()
         await stub.Generate(request(0, question, 1))
         between = time.perf_counter()
-        async for _ in generator.generate(Call("adapter-0", (Turn("user", question),), Decoding(max_tokens=1)), Manner()):
+        async for _ in generator.generate(Call("adapter-0", (Turn("user", question),), Decoding(max_tokens=1)), Manner("here")):
             pass
         wire.append(between - started)
         direct.append(time.perf_counter() - between)
     await catalog.close()
-    await aliases.close()
     # The first calls warm both up.
     added = statistics.median(ours - theirs for ours, theirs in zip(wire[5:], direct[5:], strict=True))
     return statistics.median(wire[5:]) * 1e3, statistics.median(direct[5:]) * 1e3, added * 1e3

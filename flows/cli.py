@@ -240,13 +240,14 @@ def up(
     from flows.local_stack import LocalStack, announce, running_stack  # noqa: PLC0415
     from flows.spec import is_folder  # noqa: PLC0415
     from flows.spec_file import load  # noqa: PLC0415
+    from flows.trial import engine_settings  # noqa: PLC0415
 
     home = home.resolve()
     if running_stack(home) is not None:
         raise UserError(f"services are running in {home} already; stop them first, or choose another --home")
     loaded = load(spec)
-    models = {name: loaded.base(name) for name in loaded.spec.models}
-    stack = LocalStack(home, models, tuple(Path(base) for base in models.values() if is_folder(base)))
+    folders = tuple(Path(base) for base in loaded.bases.values() if is_folder(base))
+    stack = LocalStack(home, loaded.bases, folders, engines=engine_settings(loaded.spec))
 
     async def work() -> None:
         stopped = asyncio.Event()
@@ -331,12 +332,15 @@ def runs(runs: Runs = _RUNS, as_json: Json = False) -> None:
     printing.outcomes(out, found)
 
 
-@app.command()
-def schema() -> None:
+@app.command(epilog="Example: `tunetrial schema > trial.schema.json`")
+def schema(
+    study: Annotated[bool, typer.Option("--retrieval", help="Of a study of retrieval, instead of a trial.")] = False,
+) -> None:
     """Print the JSON schema of a spec, for editors that complete and check YAML."""
     from flows.spec import Spec  # noqa: PLC0415
+    from flows.study_spec import StudySpec  # noqa: PLC0415
 
-    printing.as_json(Spec.model_json_schema())
+    printing.as_json((StudySpec if study else Spec).model_json_schema())
 
 
 def _run_folders(runs: Path) -> Iterator[Path]:

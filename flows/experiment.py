@@ -8,7 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +30,7 @@ from flows.stages.analyse import analyse
 from flows.stages.answer import answer
 from flows.stages.judge import judge
 from flows.stages.prepare import prepare
+from flows.stages.promote import promote
 from flows.stages.report import Results, report
 from flows.stages.snapshot import snapshot
 from flows.stages.train import train
@@ -56,9 +59,12 @@ async def experiment(name: str, spec: str, home: str, runs: str) -> Outcome:
         folder = run_folder(Path(runs), name, trial.run_key())
         found = Results(prepared, searched, tuple(adapters.values()), answers, proofs, judgements, rubrics, analysis)
         markdown = await _stage("report", times, report, trial, folder, found, times)
+        outcome = Outcome.of(analysis, folder, trial.run_key(), round(sum(times.values()), 1), adapters.values(), datetime.now(UTC))
+        if trial.spec.promote is not None:
+            passed = partial(promote, passed=outcome.gate == "pass")
+            outcome = replace(outcome, promoted=await _stage("promote", times, passed, trial, adapters))
     finally:
         await trial.services.close()
-    outcome = Outcome.of(analysis, folder, trial.run_key(), round(sum(times.values()), 1), adapters.values(), datetime.now(UTC))
     save(outcome)
     await _show_in_ui(markdown, outcome, trial)
     return outcome

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from flows.clients import SERVICES, Clients, ServiceError
 from flows.errors import TrialError, UserError
@@ -51,7 +51,12 @@ class LocalStack:
         roots: tuple[Path, ...],
         abstentions: tuple[str, ...] = (),
         services: tuple[str, ...] = SERVICES,
+        engines: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
+        """`models` are bases by name, `engines` settings of models elsewhere, as TUNETRIAL_ENGINES has them: a base that the environment
+        names there is served by that engine, and not in the generator's own process.
+        """
+        self._engines = engines or {}
         self._home, self._models, self._roots, self._abstentions, self._services = home, models, roots, abstentions, services
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[str, int] = {}
@@ -153,8 +158,11 @@ class LocalStack:
             "TOKENIZERS_PARALLELISM": "false",
         }
         if service in ("generator", "trainer"):
-            own["TUNETRIAL_MODELS"] = ",".join(f"{name}={base}" for name, base in self._models.items())
+            own["TUNETRIAL_MODELS"] = json.dumps(self._models)
         if service == "generator":
+            elsewhere = _engines_of_environment()
+            own["TUNETRIAL_MODELS"] = json.dumps({name: base for name, base in self._models.items() if name not in elsewhere})
+            own["TUNETRIAL_ENGINES"] = json.dumps({**self._engines, **elsewhere})
             own["TUNETRIAL_RETRIEVER_ADDRESS"] = f"127.0.0.1:{self._ports['retriever']}"
         if service == "trainer":
             # A training process has one thread: one for each core.
@@ -173,17 +181,31 @@ class LocalStack:
                     if await clients.serving(service):
                         return
                 if time.monotonic() > deadline:
-                    raise TrialError(f"the {service} was not ready after {_START_S:.0f} s; its log is {self._home / service / 'log'}")
+                    raise TrialError(f"the {service} was not ready after {_START_S:.0f} s. {self._end_of_log(service)}")
                 await asyncio.sleep(0.1)
         finally:
             await clients.close()
 
     def _death(self, service: str, code: int) -> str:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        return f"the {service} {how}; run the same command again to go on where it stopped. {self._end_of_log(service)}"
+
+    def _end_of_log(self, service: str) -> str:
         log = self._home / service / "log"
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:] if log.exists() else []
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         tail = "\n".join(f"  | {line[:300]}" for line in lines)
-        return f"the {service} {how}; run the same command again to go on where it stopped. The end of {log}:\n{tail}"
+        return f"The end of {log}:\n{tail}"
+
+
+def _engines_of_environment() -> dict[str, Any]:
+    given = os.environ.get("TUNETRIAL_ENGINES") or "{}"
+    try:
+        found = json.loads(given)
+    except ValueError as error:
+        raise UserError(f"TUNETRIAL_ENGINES is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError("TUNETRIAL_ENGINES must be a JSON object: engines by the names of their base models")
+    return found
 
 
 def _free_ports() -> dict[str, int]:

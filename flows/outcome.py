@@ -37,6 +37,8 @@ class Outcome:
     cost_usd: float | None
     items: int
     arms: int
+    promoted: str = ""
+    """What the alias of the spec's `promote` stands for since; empty where it was left as it was."""
 
     @classmethod
     def of(

@@ -54,6 +54,8 @@ def outcome(console: Console, found: Outcome, *, again: bool) -> None:
         parts.append(f"{_count(found.trained_tokens)} trained")
     parts.append("cost unknown" if found.cost_usd is None else f"{found.cost_usd:.2f} USD")
     console.print("report: " + " · ".join(parts) + f" · gate: {found.gate}", highlight=False)
+    if found.promoted:
+        console.print(f"promoted: {escape(found.promoted)}", highlight=False)
     if again:
         console.print(
             f"[dim]finished {found.finished[:16].replace('T', ' ')} UTC; nothing has changed since, so nothing was computed[/]",

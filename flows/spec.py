@@ -148,10 +148,34 @@ class RetrievalSpec(Part):
         return self
 
 
-class ModelSpec(Part):
-    """A base model."""
+class PriceSpec(Part):
+    """What a provider asks for tokens."""
 
-    base: str = Field(min_length=1, description="Folder with safetensors weights (starts with . or /) or hub name.")
+    input_usd: float = Field(ge=0, description="USD a million prompt tokens.")
+    output_usd: float = Field(ge=0, description="USD a million tokens of answers.")
+    cached_input_usd: float | None = Field(None, ge=0, description="USD a million prompt tokens that the provider had cached.")
+
+
+class ModelSpec(Part):
+    """A base model by its weights, or a model of a provider by its name there."""
+
+    base: str | None = Field(None, min_length=1, description="Folder with safetensors weights (starts with . or /) or hub name.")
+    engine: Literal["openai"] | None = Field(None, description="A model that is asked by the OpenAI protocol; it has no adapters.")
+    model: str | None = Field(None, min_length=1, description="engine openai: name of the model at the provider.")
+    url: str = Field("https://api.openai.com/v1", pattern="^https?://", description="engine openai: address of the API.")
+    api_key_variable: str = Field("OPENAI_API_KEY", description="engine openai: environment variable with the key; empty for none.")
+    price: PriceSpec | None = Field(None, description="engine openai: prices; without them costs are unknown.")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ModelSpec:
+        if (self.base is None) == (self.engine is None):
+            raise ValueError("give either base (weights) or engine: openai with model")
+        if self.engine is not None and self.model is None:
+            raise ValueError("engine: openai needs model, its name at the provider")
+        others = sorted(self.model_fields_set & {"model", "url", "api_key_variable", "price"})
+        if self.base is not None and others:
+            raise ValueError(f"{', '.join(others)} goes with engine: openai; a base is served by the generator's own settings")
+        return self
 
 
 class RaftSpec(Part):
@@ -328,6 +352,9 @@ class Spec(Part):
     arms: dict[Name, ArmSpec] = Field(min_length=2, description="What competes, by name.")
     judge: JudgeSpec = Field(JudgeSpec(), description="What scores the answers.")
     analysis: AnalysisSpec = Field(description="What is compared.")
+    promote: Name | None = Field(
+        None, description="Alias of the generator, such as production, that stands for the primary arm once the gate is passed."
+    )
 
     def contestants(self) -> tuple[Contestant, ...]:
         """Every arm, with one entry for each training size and seed."""
@@ -385,9 +412,15 @@ class LoadedSpec:
         return str(self.resolve(Path(encoder))) if is_folder(encoder) else encoder
 
     def base(self, name: str) -> str:
-        """Base of a model: an absolute folder, or a hub name."""
+        """Base of a model: an absolute folder, or a hub name. Only for models with weights."""
         base = self.spec.models[name].base
+        assert base is not None  # noqa: S101  checked by whoever asks
         return str(self.resolve(Path(base))) if is_folder(base) else base
+
+    @property
+    def bases(self) -> dict[str, str]:
+        """Bases of all models with weights, by the models' names."""
+        return {name: self.base(name) for name, model in self.spec.models.items() if model.base is not None}
 
 
 def is_folder(base: str) -> bool:

@@ -164,6 +164,8 @@ def _contradictions(spec: Spec) -> Iterator[str]:
     for family, training in spec.training.items():
         if training.model not in spec.models:
             yield f"training.{family}.model: {_unknown(training.model, spec.models)}"
+        elif spec.models[training.model].base is None:
+            yield f"training.{family}.model: {training.model} is a provider's model, whose weights cannot be trained; name one with a base"
     for name, arm in spec.arms.items():
         if arm.model is not None and arm.model not in spec.models:
             yield f"arms.{name}.model: {_unknown(arm.model, spec.models)}"

@@ -36,7 +36,10 @@ class Trial:
         return load_template(self.spec.prompt, self.loaded.path.parent)
 
     def base_identity(self, model: str) -> str:
-        """What stands for a base in the keys of artifacts: the hash of its files, or its hub name."""
+        """What stands for a base in the keys of artifacts: the hash of its files, its hub name, or its provider and its name there."""
+        spec = self.spec.models[model]
+        if spec.base is None:
+            return f"{spec.engine}:{spec.url}:{spec.model}"
         base = self.loaded.base(model)
         return self.fingerprints.model(Path(base)) if is_folder(base) else f"hub:{base}"
 
@@ -85,8 +88,29 @@ class Trial:
 def open_trial(loaded: LoadedSpec, home: Path, progress: Progress) -> Trial:
     """The trial of a spec, with services by address, of a running stack, or of a stack of its own that starts at the first need."""
     addresses = addresses_from_environment() or running_stack(home)
-    models = {name: loaded.base(name) for name in loaded.spec.models}
-    folders = tuple(Path(name) for name in (*models.values(), loaded.encoder) if is_folder(name))
-    stack = None if addresses else LocalStack(home, models, folders, loaded.spec.prompt.abstentions)
+    folders = tuple(Path(name) for name in (*loaded.bases.values(), loaded.encoder) if is_folder(name))
+    spec = loaded.spec
+    stack = None if addresses else LocalStack(home, loaded.bases, folders, spec.prompt.abstentions, engines=engine_settings(spec))
     services = Services(addresses or {}, stack, progress.say)
     return Trial(loaded, home, Store(str(home / "store")), services, progress)
+
+
+def engine_settings(spec: Spec) -> dict[str, dict[str, Any]]:
+    """Settings of the generator's engines for the models of providers, by the models' names."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, model in spec.models.items():
+        if model.engine is not None:
+            prices: dict[str, Any] = {}
+            if model.price is not None:
+                prices = {
+                    "usd_per_million_input_tokens": model.price.input_usd,
+                    "usd_per_million_output_tokens": model.price.output_usd,
+                    "usd_per_million_cached_input_tokens": model.price.cached_input_usd,
+                }
+            found[name] = {
+                "engine": model.engine,
+                "model": model.model,
+                "url": model.url,
+                "api_key_variable": model.api_key_variable,
+            } | prices
+    return found

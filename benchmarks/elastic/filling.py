@@ -12,8 +12,9 @@ from tunetrial.retriever.v1 import retriever_pb2
 from benchmarks.elastic.contest import Task
 from benchmarks.elastic.corpus import Corpus, batches
 from benchmarks.elastic.messages import messages
-from benchmarks.elastic.processes import ENVIRONMENT, ROOT, Running, guests
+from benchmarks.elastic.processes import ENVIRONMENT, ROOT, Running
 from services.retriever.encoder import BUNDLED
+from tests.real.environments import python_of
 
 PREFIX = "tunetrial-"
 """Of the names of our service's indexes and aliases."""
@@ -43,7 +44,7 @@ async def fill_haystack(url: str, task: Task) -> bool:
             if (await client.count(index=task.index))["count"] == task.passages:
                 return False
             await client.indices.delete(index=task.index)
-    command = (str(guests()), "-m", "benchmarks.elastic.load_haystack", task.dump())
+    command = (str(python_of("bench")), "-m", "benchmarks.elastic.load_haystack", task.dump())
     process = await asyncio.create_subprocess_exec(*command, env=ENVIRONMENT, cwd=ROOT)
     if await process.wait():
         sys.exit("Haystack's index was not made: its words are above")

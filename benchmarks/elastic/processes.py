@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -18,9 +17,9 @@ from tunetrial.retriever.v1 import retriever_pb2_grpc
 from benchmarks.elastic.contest import Round, Task
 from tests.real.elastic_node import Node
 from tests.real.elastic_release import RELEASES, install
+from tests.real.environments import python_of
 
 ROOT = Path(__file__).resolve().parents[2]
-VENV = ROOT / ".venv-bench"
 _TICK = os.sysconf("SC_CLK_TCK")
 _HEAP = "-Xms1g -Xmx1g"
 _LINE = 2**26  # the answer to a round is one line
@@ -122,7 +121,7 @@ class Contestant:
 @asynccontextmanager
 async def contestant(module: str, task: Task, *, guest: bool = False) -> AsyncIterator[Contestant]:
     """The contestant `benchmarks.elastic.ask_<module>`; a guest runs in the environment of the other libraries."""
-    python = guests() if guest else Path(sys.executable)
+    python = python_of("bench") if guest else Path(sys.executable)
     pipe = asyncio.subprocess.PIPE
     command = (str(python), "-m", f"benchmarks.elastic.ask_{module}", task.dump())
     process = await asyncio.create_subprocess_exec(*command, env=ENVIRONMENT, cwd=ROOT, stdin=pipe, stdout=pipe, limit=_LINE)
@@ -134,16 +133,3 @@ async def contestant(module: str, task: Task, *, guest: bool = False) -> AsyncIt
         if process.returncode is None:
             process.terminate()
         await process.wait()
-
-
-def guests() -> Path:
-    """Python of the environment with LangChain and Haystack, which is made first where it is not there or out of date."""
-    python, wanted = VENV / "bin" / "python", ROOT / "requirements" / "bench.txt"
-    made = VENV / "made-from.txt"
-    if not made.exists() or made.read_bytes() != wanted.read_bytes():
-        uv = (sys.executable, "-m", "uv")
-        subprocess.run((*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(VENV)), check=True)
-        sync = ("pip", "sync", "--quiet", "--python", str(python), "--require-hashes", str(wanted))
-        subprocess.run((*uv, *sync), check=True)
-        made.write_bytes(wanted.read_bytes())
-    return python

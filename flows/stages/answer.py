@@ -27,6 +27,8 @@ from flows.trial import Trial
 
 VERSION = 1
 _IN_FLIGHT = 32
+_REFUSED = "ANSWER_REFUSED"
+"""A provider did not want to answer: that is what this model does with the question, and asking again would cost again."""
 # So many contestants at once: their requests share the engine's batches.
 _AT_ONCE = 4
 
@@ -152,6 +154,10 @@ class _Asker:
         async with self._trial.services.use("generator") as clients:
             async for response in exchange(clients.generator.BatchGenerate, requests, _IN_FLIGHT):
                 question = by_address[response.id]
+                if response.failure.reason == _REFUSED:
+                    rows.add(response.id, _refusal(question))
+                    self._trial.progress.advance("answer", note=contestant.id)
+                    continue
                 if response.HasField("failure"):
                     failure = explain_failure("generator", response.failure)
                     raise type(failure)(
@@ -162,6 +168,8 @@ class _Asker:
                         users_mistake=failure.exit_code == 2,
                     )
                 rows.add(response.id, self._row(contestant, question, model, response.answer))
+                if response.answer.usage.cost_usd:
+                    rows.flush()  # what was paid for is never paid for twice
                 self._trial.progress.advance("answer", note=contestant.id)
 
     def _request(self, model: str, question: _Question, shots: Sequence[Shot]) -> generator_pb2.AnswerRequest:
@@ -212,3 +220,20 @@ class _Asker:
     def _record(contestant: Contestant, question: _Question, row: Mapping[str, Any]) -> Answer:
         lists = {name: tuple(row[name]) for name in ("passages", "cut", "cited")}
         return Answer(contestant=contestant.id, item=question.item.id, sample=question.sample, **{**row, **lists})
+
+
+def _refusal(question: _Question) -> dict[str, Any]:
+    return {
+        "text": None,
+        "error": _REFUSED,
+        "abstained": False,
+        "finish_reason": "refused",
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "latency_ms": 0.0,
+        "cost_usd": None,
+        "prompt_hash": question.prompt_hash,
+        "passages": [passage.id for passage in question.passages],
+        "cut": [],
+        "cited": [],
+    }

@@ -29,24 +29,32 @@ class Proof:
 
 
 async def serve_base(trial: Trial, model: str) -> str:
-    """The generator's name for a base of the spec. Raises UserError when it serves no such base."""
+    """The generator's name for a model of the spec. Raises UserError when it does not serve that model."""
     async with trial.services.use("generator") as clients:
         listed = [entry async for entry in _models(clients)]
-    base = trial.loaded.base(model)
     bases = [entry for entry in listed if entry.kind == generator_pb2.MODEL_KIND_BASE]
-    if is_folder(base):
-        # A name or a path says nothing of what is in memory: the weights do.
-        weights = trial.fingerprints.weights(Path(base))
-        right = [entry for entry in bases if entry.weights_sha256 == weights]
+    spec = trial.spec.models[model]
+    if spec.base is None:
+        right = [entry for entry in bases if (entry.engine, entry.uri) == (spec.engine, f"{spec.url.rstrip('/')}/{spec.model}")]
+        wanted, advice = f"{spec.model} at {spec.url}", "Name it in its TUNETRIAL_ENGINES"
     else:
-        right = [entry for entry in bases if base in (entry.uri, entry.name)]
+        base = trial.loaded.base(model)
+        right = [entry for entry in bases if _is_base(trial, entry, base)]
+        wanted, advice = f"the weights of {base}", "Start it with this base"
     if right:
         return right[0].name
     served = ", ".join(f"{entry.name} ({entry.uri}, weights {entry.weights_sha256[:12] or 'unknown'})" for entry in bases) or "none"
     raise UserError(
-        f"models.{model}: the generator does not serve the weights of {base}; its base models: {served}. Start it with this base, "
+        f"models.{model}: the generator does not serve {wanted}; its base models: {served}. {advice}, "
         "or stop `tunetrial up` so that the trial starts its own"
     )
+
+
+def _is_base(trial: Trial, entry: generator_pb2.Model, base: str) -> bool:
+    if not is_folder(base):
+        return base in (entry.uri, entry.name)
+    # A name or a path says nothing of what is in memory: the weights do.
+    return bool(entry.weights_sha256) and entry.weights_sha256 == trial.fingerprints.weights(Path(base))
 
 
 async def serve_adapter(trial: Trial, base: str, adapter: TrainedAdapter) -> Proof:

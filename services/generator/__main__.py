@@ -12,23 +12,27 @@ from tunetrial.generator.v1 import generator_pb2_grpc
 from services.common import telemetry
 from services.common.server import Service, serve
 from services.generator.catalog import Catalog
+from services.generator.domain import Engine
+from services.generator.engine_settings import EngineSettings, OpenAISettings, TgiSettings, TransformersSettings, VllmSettings
 from services.generator.generator import Generator
 from services.generator.retriever_client import GrpcRetriever, credentials
 from services.generator.servicer import GeneratorServicer
 from services.generator.settings import Settings
-from services.generator.sqlalchemy_aliases import SqlAlchemyAliases
-from services.generator.transformers_engine import Limits, TransformersEngine
+from services.generator.sqlalchemy_models import SqlAlchemyModels
 
-_ADMIN = ("LoadAdapter", "UnloadAdapter", "VerifyAdapter", "SetAlias")
+_ADMIN = ("LoadAdapter", "UnloadAdapter", "VerifyAdapter", "SetAlias", "RollbackAlias")
 
 
 def assemble(settings: Settings) -> tuple[Service, Callable[[], Awaitable[None]]]:
-    """The service, and what loads the models. Nothing is loaded or contacted yet."""
-    limits = Limits(settings.batch_size, settings.queue_limit, settings.prefill_tokens)
-    engine = partial(TransformersEngine, dtype=settings.dtype, device=settings.device, threads=settings.threads, limits=limits)
-    aliases = SqlAlchemyAliases(settings.data_dir)
-    engines = {name: engine(name, path) for name, path in settings.models.items()}
-    catalog = Catalog(engines, aliases, settings.uri_roots, settings.adapter_tolerance)
+    """The service, and what makes its engines ready. Nothing is loaded or contacted yet. Raises ValueError for engines that cannot be."""
+    engines = {name: _engine(name, engine, settings) for name, engine in settings.all_engines().items()}
+    catalog = Catalog(
+        engines,
+        SqlAlchemyModels(settings.data_dir),
+        uri_roots=settings.uri_roots,
+        tolerance=settings.adapter_tolerance,
+        queue_limit=settings.queue_limit,
+    )
     retriever = None
     if settings.retriever_address:
         retriever = GrpcRetriever(settings.retriever_address, credentials(settings), settings.max_message_bytes)
@@ -36,12 +40,36 @@ def assemble(settings: Settings) -> tuple[Service, Callable[[], Awaitable[None]]
 
     async def close() -> None:
         await catalog.close()
-        await aliases.close()
         if retriever is not None:
             await retriever.close()
 
     add = partial(generator_pb2_grpc.add_GeneratorServiceServicer_to_server, servicer)
-    return Service("tunetrial.generator.v1.GeneratorService", add, admin_rpcs=_ADMIN, close=close), catalog.prepare
+    service = Service("tunetrial.generator.v1.GeneratorService", add, admin_rpcs=_ADMIN, close=close, ready=catalog.ready)
+    return service, partial(catalog.prepare, settings.watch_s)
+
+
+def _engine(name: str, engine: EngineSettings, settings: Settings) -> Engine:
+    # Each brings a library of its own, which a service without that engine does not load.
+    match engine:
+        case TransformersSettings():
+            from services.generator.transformers_engine import Limits, TransformersEngine  # noqa: PLC0415
+
+            limits = Limits(settings.batch_size, settings.prefill_tokens)
+            return TransformersEngine(
+                name, engine.source, dtype=settings.dtype, device=settings.device, threads=settings.threads, limits=limits
+            )
+        case VllmSettings():
+            from services.generator.vllm_engine import VllmEngine  # noqa: PLC0415
+
+            return VllmEngine(name, engine)
+        case TgiSettings():
+            from services.generator.tgi_engine import TgiEngine  # noqa: PLC0415
+
+            return TgiEngine(name, engine)
+        case OpenAISettings():
+            from services.generator.openai_engine import OpenAIEngine  # noqa: PLC0415
+
+            return OpenAIEngine(name, engine)
 
 
 async def run(settings: Settings) -> None:

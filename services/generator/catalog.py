@@ -5,17 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, TunetrialError
+import structlog
+
+from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, TunetrialError, Unavailable
 from services.common.security import allowed_path
 from services.generator import verification
-from services.generator.domain import AliasChange, AliasStore, Engine, Model, Proof, State
+from services.generator.admission import Admission
+from services.generator.domain import AliasChange, Engine, Model, ModelStore, Placed, State
+from services.generator.held_adapter import HeldAdapter
+
+_log = structlog.get_logger()
 
 _PAGE, _LONGEST_PAGE = 100, 1000
 _NAME = re.compile(r"[A-Za-z0-9._/-]{1,200}")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An engine, and the door to it."""
+
+    engine: Engine
+    admission: Admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,73 +37,75 @@ class Route:
 
     name: str
     engine: Engine
+    admission: Admission
     adapter: str | None
-
-
-class _Adapter:
-    """An adapter in an engine."""
-
-    def __init__(self, name: str, engine: Engine, uri: str, files: verification.AdapterFiles) -> None:
-        self.name, self.engine, self.uri, self.files = name, engine, uri, files
-        self.state = State.LOADED
-        self.proof: Proof | None = None
-        self.load_time = datetime.now(UTC)
-        self.users = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
-        self.leaving = False
+    assured: Callable[[], Awaitable[frozenset[str]]]
+    """Replicas that may answer (none: any); raises when what runs now is not proven to be this model."""
 
 
 class Catalog:
     """All models by name. A name that is not here is an error, never another model."""
 
-    def __init__(self, engines: Mapping[str, Engine], aliases: AliasStore, uri_roots: str, tolerance: float) -> None:
-        self._engines, self._store, self._uri_roots, self._tolerance = dict(engines), aliases, uri_roots, tolerance
-        self._adapters: dict[str, _Adapter] = {}
+    def __init__(self, engines: Mapping[str, Engine], store: ModelStore, *, uri_roots: str, tolerance: float, queue_limit: int) -> None:
+        """`engines` by the names of their bases. Nothing is contacted yet."""
+        self._served = {name: Served(engine, Admission(name, engine.capacity, queue_limit)) for name, engine in engines.items()}
+        self._store, self._uri_roots, self._tolerance = store, uri_roots, tolerance
+        self._adapters: dict[str, HeldAdapter] = {}
         self._aliases: dict[str, AliasChange] = {}
         # Changes of names happen one after another; generation never waits for them.
         self._changes = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
 
-    async def prepare(self) -> None:
-        """Reads the aliases and loads the bases."""
+    async def prepare(self, watch_s: float = 5.0) -> None:
+        """Makes all engines ready, puts the adapters back that were served before, and looks after them every `watch_s` seconds."""
+        await self._store.open()
         self._aliases = dict(await self._store.current())
-        for engine in self._engines.values():
-            await engine.prepare()
+        for served in self._served.values():
+            await served.engine.prepare()
+        for placed in await self._store.adapters():
+            await self._put_back(placed)
+        self._watch = asyncio.create_task(self._look_after(watch_s))
+
+    async def ready(self) -> None:
+        """Raises Unavailable ENGINE_UNAVAILABLE while no engine can work."""
+        trouble: TunetrialError | None = None
+        for served in self._served.values():
+            try:
+                await served.engine.replicas()
+            except TunetrialError as error:
+                trouble = error
+            else:
+                return
+        if trouble is not None:
+            raise trouble
 
     async def close(self) -> None:
         """Ends all work of all engines."""
-        for engine in self._engines.values():
-            await engine.close()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait((self._watch,))
+        for served in self._served.values():
+            await served.engine.close()
+        await self._store.close()
 
     @contextlib.contextmanager
     def use(self, name: str) -> Iterator[Route]:
         """The model of a name, kept in place while in use. Raises NotFound MODEL_NOT_FOUND, FailedPrecondition ADAPTER_NOT_VERIFIED."""
         target, how = self._follow(name)
-        if target in self._engines:
-            yield Route(target, self._engines[target], None)
+        served = self._served.get(target)
+        if served is not None:
+            yield Route(target, served.engine, served.admission, None, _any)
             return
         adapter = self._adapter(target, how)
-        if adapter.state is not State.VERIFIED:
-            raise FailedPrecondition(
-                "ADAPTER_NOT_VERIFIED",
-                "adapter {name} does not answer: {state}",
-                name=target,
-                state=f"{adapter.state.name}, {adapter.state.value}",
-            )
-        adapter.users += 1
-        adapter.idle.clear()
-        try:
-            yield Route(target, adapter.engine, target)
-        finally:
-            adapter.users -= 1
-            if not adapter.users:
-                adapter.idle.set()
+        with adapter.in_use():
+            admission = next(each.admission for each in self._served.values() if each.engine is adapter.engine)
+            yield Route(target, adapter.engine, admission, target, adapter.assured)
 
     def models(self) -> list[Model]:
-        """Bases first, then adapters, then aliases, each by name."""
-        bases = [self._base_model(name) for name in sorted(self._engines)]
-        adapters = [_adapter_model(adapter) for _, adapter in sorted(self._adapters.items()) if not adapter.leaving]
-        return bases + adapters + [self._alias_model(alias) for alias in sorted(self._aliases)]
+        """Bases first, then adapters, then aliases, each by name. Those of an engine that was never there are left out."""
+        bases = [_base_model(each.engine) for _, each in sorted(self._served.items()) if _is_ready(each.engine)]
+        held = [adapter.model for _, adapter in sorted(self._adapters.items()) if not adapter.leaving and _is_ready(adapter.engine)]
+        return bases + held + [self._alias_model(alias) for alias in sorted(self._aliases)]
 
     def page(self, size: int | None, token: str) -> tuple[list[Model], str]:
         """Up to `size` models (None: 100) after the one that `token` names, and the token of the next page, "" at the end.
@@ -112,30 +127,28 @@ class Catalog:
 
     async def load(self, name: str, uri: str, base: str) -> Model:
         """Loads and proves an adapter; on failure nothing stays. Errors: those of LoadAdapter in the contract."""
-        if not _NAME.fullmatch(name):
-            raise InvalidArgument(
-                "ADAPTER_NAME_INVALID", "a name has 1 to 200 letters, digits and ._/- only: {name}", name=name, field="name"
-            )
+        _check_name(name, "ADAPTER_NAME_INVALID", "name")
         engine = self._engine(base)
         folder = allowed_path(uri, self._uri_roots)
         files = await asyncio.to_thread(verification.read_adapter, folder)
         async with self._changes:
-            if name in self._engines or name in self._aliases:
+            if name in self._served or name in self._aliases:
                 raise AlreadyExists("ADAPTER_NAME_TAKEN", "{name} is the name of a base or an alias already", name=name)
             held = self._adapters.get(name)
             if held is not None:
-                return await self._again(held, engine, files)
+                return await _again(held, engine, files)
             files.check(engine.base)
-            adapter = _Adapter(name, engine, uri, files)
+            adapter = HeldAdapter(name, engine, uri, files, self._tolerance)
             try:
                 await engine.load_adapter(name, folder)
                 self._adapters[name] = adapter
-                await self._prove(adapter)
+                await adapter.prove()
+                await self._store.place(Placed(name, uri, engine.base.name, files.weights_sha256))
             except BaseException:
                 self._adapters.pop(name, None)
                 await asyncio.shield(engine.unload_adapter(name))
                 raise
-        return _adapter_model(adapter)
+        return adapter.model
 
     async def unload(self, name: str) -> None:
         """Takes an adapter out when its requests have ended; new ones are refused from now on."""
@@ -148,9 +161,10 @@ class Catalog:
                 )
             adapter.leaving = True
         try:
-            await adapter.idle.wait()
+            await adapter.unused()
             async with self._changes:
                 await adapter.engine.unload_adapter(name)
+                await self._store.displace(name)
                 del self._adapters[name]
         except BaseException:
             adapter.leaving = False
@@ -161,40 +175,69 @@ class Catalog:
         async with self._changes:
             adapter = self._adapter(name, name)
             with contextlib.suppress(FailedPrecondition):
-                await self._prove(adapter)
-        return _adapter_model(adapter)
+                await adapter.prove()
+        return adapter.model
 
     async def set_alias(self, alias: str, target: str, expected: str | None) -> tuple[Model, tuple[AliasChange, ...]]:
         """Points an alias at a base or a verified adapter. Raises Aborted ALIAS_CHANGED when `expected` is not its target now."""
-        if not _NAME.fullmatch(alias):
-            raise InvalidArgument(
-                "ALIAS_INVALID", "an alias has 1 to 200 letters, digits and ._/- only: {alias}", alias=alias, field="alias"
-            )
+        _check_name(alias, "ALIAS_INVALID", "alias")
         async with self._changes:
-            if alias in self._engines or alias in self._adapters:
+            if alias in self._served or alias in self._adapters:
                 raise AlreadyExists("ALIAS_NAME_TAKEN", "{alias} is the name of a base or an adapter", alias=alias)
-            if target not in self._engines and self._adapter(target, target).state is not State.VERIFIED:
+            if target not in self._served and self._adapter(target, target).state is not State.VERIFIED:
                 raise FailedPrecondition("ADAPTER_NOT_VERIFIED", "adapter {name} is not proven: verify it first", name=target)
             history = await self._store.set(alias, target, expected)
             self._aliases[alias] = history[0]
         return self._alias_model(alias), history
 
-    async def _prove(self, adapter: _Adapter) -> None:
+    async def roll_back(self, alias: str, expected: str | None) -> tuple[Model, tuple[AliasChange, ...]]:
+        """Points an alias at what it stood for before its last change. Errors: those of RollbackAlias in the contract."""
+        history = await self._store.history(alias)
+        if not history:
+            raise NotFound("ALIAS_NOT_FOUND", "there is no alias {alias}", alias=alias, field="alias")
+        earlier = next((change.target for change in history if change.target != history[0].target), None)
+        if earlier is None:
+            raise FailedPrecondition("ALIAS_HAS_NO_HISTORY", "alias {alias} never stood for anything else", alias=alias)
+        return await self.set_alias(alias, earlier, history[0].target if expected is None else expected)
+
+    async def _look_after(self, interval_s: float) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            for served in self._served.values():
+                try:
+                    replicas = await served.engine.replicas()
+                    for adapter in [each for each in self._adapters.values() if each.engine is served.engine]:
+                        async with self._changes:
+                            if not adapter.leaving and self._adapters.get(adapter.name) is adapter:
+                                await adapter.restore(replicas)
+                except TunetrialError:
+                    continue  # its requests say so, and health
+                except Exception:
+                    _log.exception("looking after an engine failed")
+
+    async def _put_back(self, placed: Placed) -> None:
+        """An adapter that was served before. One that cannot be is held all the same: whoever asks for it is told why."""
+        served = self._served.get(placed.base)
+        if served is None:
+            _log.error("an adapter is left out: its base is not served any more", adapter=placed.name, base=placed.base)
+            return
         try:
-            adapter.proof = await verification.prove(adapter.engine, adapter.name, adapter.files.canaries, self._tolerance)
-            failure = verification.failure(adapter.proof, adapter.name)
-        except TunetrialError:
-            adapter.state = State.REJECTED
-            raise
-        adapter.state = State.VERIFIED if failure is None else State.REJECTED
-        if failure is not None:
-            raise failure
+            files = await asyncio.to_thread(verification.read_adapter, allowed_path(placed.uri, self._uri_roots))
+        except TunetrialError as error:
+            _log.error("an adapter is left out", adapter=placed.name, reason=error.reason, message=error.message)
+            return
+        if files.weights_sha256 != placed.weights_sha256:
+            _log.error("an adapter is left out: there are other weights at its address now", adapter=placed.name, uri=placed.uri)
+            return
+        adapter = self._adapters[placed.name] = HeldAdapter(placed.name, served.engine, placed.uri, files, self._tolerance)
+        with contextlib.suppress(TunetrialError):
+            await adapter.restore(await served.engine.replicas())
 
     def _follow(self, name: str) -> tuple[str, str]:
         alias = self._aliases.get(name)
         return (name, name) if alias is None else (alias.target, f"{alias.target}, for which alias {name} stands,")
 
-    def _adapter(self, name: str, how: str) -> _Adapter:
+    def _adapter(self, name: str, how: str) -> HeldAdapter:
         adapter = self._adapters.get(name)
         if adapter is None or adapter.leaving:
             raise NotFound(
@@ -207,53 +250,60 @@ class Catalog:
         return adapter
 
     def _engine(self, base: str) -> Engine:
-        if not base and len(self._engines) == 1:
-            return next(iter(self._engines.values()))
-        if base not in self._engines:
-            served = ", ".join(sorted(self._engines))
-            raise NotFound("MODEL_NOT_FOUND", "no base {name!r} is served: there are {served}", name=base, served=served, field="base")
-        return self._engines[base]
-
-    async def _again(self, held: _Adapter, engine: Engine, files: verification.AdapterFiles) -> Model:
-        hashes = (files.weights_sha256, files.config_sha256)
-        if held.leaving or held.engine is not engine or (held.files.weights_sha256, held.files.config_sha256) != hashes:
-            raise AlreadyExists(
-                "ADAPTER_NAME_TAKEN",
-                "{name} is another adapter, with weights {held}: unload it or take another name",
-                name=held.name,
-                held=held.files.weights_sha256,
-            )
-        if held.state is not State.VERIFIED:
-            await self._prove(held)
-        return _adapter_model(held)
-
-    def _base_model(self, name: str) -> Model:
-        base = self._engines[name].base
-        return Model(name, name, base.uri, base.weights_sha256, base.context_tokens, base.load_time)
+        if not base and len(self._served) == 1:
+            return next(iter(self._served.values())).engine
+        if base not in self._served:
+            names = ", ".join(sorted(self._served))
+            raise NotFound("MODEL_NOT_FOUND", "no base {name!r} is served: there are {served}", name=base, served=names, field="base")
+        return self._served[base].engine
 
     def _alias_model(self, alias: str) -> Model:
         change = self._aliases[alias]
-        engine = self._engines.get(change.target)
-        adapter = self._adapters.get(change.target)
-        if engine is None and adapter is not None:
-            engine = adapter.engine
+        target = next((model for model in self._targets(change.target)), None)
         # Nothing is known of a target that is not loaded.
-        base, context = ("", 0) if engine is None else (engine.base.name, engine.base.context_tokens)
-        return Model(alias, base, "", "", context, change.time, target=change.target)
+        base, context, engine = ("", 0, "") if target is None else (target.base, target.context_tokens, target.engine)
+        return Model(alias, base, "", "", context, change.time, target=change.target, engine=engine)
+
+    def _targets(self, name: str) -> Iterator[Model]:
+        if name in self._served and _is_ready(self._served[name].engine):
+            yield _base_model(self._served[name].engine)
+        elif name in self._adapters and _is_ready(self._adapters[name].engine):
+            yield self._adapters[name].model
 
 
-def _adapter_model(adapter: _Adapter) -> Model:
-    base = adapter.engine.base
-    return Model(
-        adapter.name,
-        base.name,
-        adapter.uri,
-        adapter.files.weights_sha256,
-        base.context_tokens,
-        adapter.load_time,
-        adapter.state,
-        adapter.proof,
-    )
+async def _again(held: HeldAdapter, engine: Engine, files: verification.AdapterFiles) -> Model:
+    hashes = (files.weights_sha256, files.config_sha256)
+    if held.leaving or held.engine is not engine or (held.files.weights_sha256, held.files.config_sha256) != hashes:
+        raise AlreadyExists(
+            "ADAPTER_NAME_TAKEN",
+            "{name} is another adapter, with weights {held}: unload it or take another name",
+            name=held.name,
+            held=held.files.weights_sha256,
+        )
+    if held.state is not State.VERIFIED:
+        await held.prove()
+    return held.model
+
+
+async def _any() -> frozenset[str]:
+    return frozenset()  # a base is what its engine was started with
+
+
+def _check_name(name: str, reason: str, field: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(reason, "a name has 1 to 200 letters, digits and ._/- only: {name}", name=name, field=field)
+
+
+def _is_ready(engine: Engine) -> bool:
+    try:
+        return bool(engine.base)
+    except Unavailable:
+        return False
+
+
+def _base_model(engine: Engine) -> Model:
+    base = engine.base
+    return Model(base.name, base.name, base.uri, base.weights_sha256, base.context_tokens, base.load_time, engine=base.engine)
 
 
 def _rank(model: Model) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from services.common.errors import InvalidArgument
+from services.common.errors import InvalidArgument, TunetrialError
 
 DEFAULT_MAX_TOKENS = 256
 MAX_STOPS = 8
@@ -30,10 +31,27 @@ Prompt = tuple[Turn, ...] | str
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A prompt and the tokens that the model will see."""
+    """A prompt and the tokens that the model will see; none and not `counted` where only the engine's provider can tell them."""
 
     prompt: Prompt
     tokens: tuple[int, ...]
+    counted: bool = True
+
+
+class ConstraintKind(enum.Enum):
+    """How a text can be constrained."""
+
+    JSON_SCHEMA = "a JSON schema"
+    REGEX = "a regular expression"
+    CHOICE = "one of some texts"
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What a text must be: a JSON schema, a regular expression (one value), or one of several texts."""
+
+    kind: ConstraintKind
+    values: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +65,7 @@ class Decoding:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     top_log_probabilities: int | None = None
+    constraint: Constraint | None = None
 
     @property
     def greedy(self) -> bool:
@@ -61,6 +80,7 @@ class Decoding:
             (self.top_p is not None and not 0 < self.top_p <= 1, "top_p", "above 0 to 1"),
             (self.top_k is not None and self.top_k < 1, "top_k", "at least 1"),
             (len(self.stop) > MAX_STOPS or "" in self.stop, "stop", f"at most {MAX_STOPS} texts, none of them empty"),
+            (_is_wrong(self.constraint), "constraint", "a JSON schema, a regular expression, or texts that are different and not empty"),
             (
                 self.top_log_probabilities is not None and not 0 <= self.top_log_probabilities <= MAX_TOP_LOG_PROBABILITIES,
                 "top_log_probabilities",
@@ -70,6 +90,17 @@ class Decoding:
         for is_wrong, name, expected in wrong:
             if is_wrong:
                 raise InvalidArgument("DECODING_INVALID", "{field} must be {expected}", field=f"decoding.{name}", expected=expected)
+
+
+def _is_wrong(constraint: Constraint | None) -> bool:
+    if constraint is None:
+        return False
+    if constraint.kind is ConstraintKind.JSON_SCHEMA:
+        try:
+            return not isinstance(json.loads(constraint.values[0]), dict)
+        except ValueError:
+            return True
+    return not constraint.values or "" in constraint.values or len(set(constraint.values)) < len(constraint.values)
 
 
 class Finish(enum.Enum):
@@ -91,7 +122,7 @@ class TopToken:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A generated token; natural logarithms of the model's own distribution, before temperature and truncation."""
+    """A generated token; natural logarithms of the model's own distribution, before temperature and truncation. `id` -1: unknown."""
 
     id: int
     text: str
@@ -118,17 +149,17 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What an engine is asked to do. `max_tokens` fits the context already."""
+    """What an engine is asked to do. `max_tokens` fits the context already, where it is known."""
 
     encoded: Encoded
     decoding: Decoding
     max_tokens: int
     adapter: str | None = None
     """Name of a loaded adapter; None for the base."""
+    among: frozenset[str] = frozenset()
+    """Identities of the replicas that may answer: those on which the adapter is proven. Empty: any, for the base."""
     stream: bool = False
     """Whether pieces of text are wanted before the end."""
-    patient: bool = False
-    """Wait for room in the queue instead of being refused with QUEUE_FULL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +168,7 @@ class Canary:
 
     prompt: Prompt
     completion: str
+    base_log_probabilities: tuple[float, ...] | None = None
     adapter_log_probabilities: tuple[float, ...] | None = None
 
 
@@ -147,37 +179,80 @@ class Base:
     name: str
     uri: str
     weights_sha256: str
+    """Empty when unknown."""
     context_tokens: int
+    """0 when unknown."""
     load_time: datetime
+    engine: str
+    """transformers, vllm, tgi or openai."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A process that answers for an engine, and the adapters that it says it has. Another process has another `identity`."""
+
+    identity: str
+    adapters: frozenset[str]
 
 
 class Engine(Protocol):
-    """Port to what runs one base model and its adapters."""
+    """Port to what runs one base model and its adapters, in one process or several that must all serve the same."""
 
     @property
     def base(self) -> Base:
         """The base model. Raises Unavailable ENGINE_UNAVAILABLE until it is ready."""
 
+    @property
+    def capacity(self) -> int:
+        """Requests that it takes at once; more wait outside."""
+
+    @property
+    def epoch(self) -> int:
+        """Grows whenever a replica may have become another process without a new identity: adapters are looked at again then."""
+
     async def prepare(self) -> None:
-        """Loads the base model; raises when it cannot be served."""
+        """Loads or finds the base model. Raises ValueError when it can never be served."""
+
+    async def replicas(self) -> tuple[Replica, ...]:
+        """What can be reached now; never empty. Raises Unavailable ENGINE_UNAVAILABLE when nothing can."""
 
     async def encode(self, prompt: Prompt) -> Encoded:
         """Tokens of a prompt. Raises InvalidArgument CONVERSATION_INVALID, FailedPrecondition CHAT_TEMPLATE_MISSING."""
 
     def generate(self, work: Work) -> AsyncGenerator[str | Generation, None]:
-        """Pieces of text if `work.stream`, then the whole; closing it frees its place at once. Raises ResourceExhausted QUEUE_FULL."""
+        """Pieces of text if `work.stream`, then the whole; closing it frees its place at once.
 
-    async def load_adapter(self, adapter: str, folder: Path) -> None:
-        """Puts an adapter in, or nothing: InvalidArgument ADAPTER_UNREADABLE, FailedPrecondition ADAPTER_BASE_MISMATCH."""
+        Raises Unavailable ENGINE_UNAVAILABLE, ResourceExhausted ENGINE_BUSY, FailedPrecondition DECODING_UNSUPPORTED for settings that it
+        cannot keep, InvalidArgument PROMPT_TOO_LONG.
+        """
+
+    async def load_adapter(self, adapter: str, folder: Path, among: frozenset[str] = frozenset()) -> None:
+        """Puts an adapter into every replica, instead of one of the same name, or into none; with `among` into those of these identities.
+
+        Raises InvalidArgument ADAPTER_UNREADABLE, FailedPrecondition ADAPTER_BASE_MISMATCH, ADAPTER_REFUSED, ADAPTERS_UNSUPPORTED,
+        ENGINE_RESTART_NEEDED, Unavailable.
+        """
 
     async def unload_adapter(self, adapter: str) -> None:
-        """Takes an adapter out; nothing happens when it is not in."""
+        """Takes an adapter out of every replica; nothing happens when it is not in."""
 
-    async def score(self, rows: Sequence[tuple[str | None, Canary]]) -> tuple[tuple[float, ...], ...]:
-        """Log-probabilities of the completions' tokens, all rows in one batch; a row is an adapter (None: the base) and a canary."""
+    async def score(self, rows: Sequence[tuple[str | None, Canary]], replica: str) -> tuple[tuple[float, ...], ...]:
+        """Log-probabilities of the completions' tokens, all rows in one batch, by the replica of this identity; a row is an adapter
+        (None: the base) and a canary. Raises FailedPrecondition ENGINE_CANNOT_SCORE, Unavailable when the replica is another one by now.
+        """
 
     async def close(self) -> None:
         """Ends all work."""
+
+
+class EngineRollout(Protocol):
+    """Port to what starts an engine anew, where the engine takes adapters only at its start."""
+
+    async def add(self, base: str, listed: Sequence[str], adapter: str, folder: Path) -> None:
+        """Returns when every replica of `base` runs with this adapter besides those `listed`, and no other replica answers any more.
+
+        Raises FailedPrecondition ENGINE_RESTART_NEEDED, which says what to do, where nothing can be started from here.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +315,7 @@ class Proof:
     """None when the manifest holds no log-probabilities."""
     tolerance: float
     time: datetime
+    replica_count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +331,8 @@ class Model:
     state: State | None = None
     proof: Proof | None = None
     target: str = ""
+    engine: str = ""
+    rejection: TunetrialError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,11 +343,39 @@ class AliasChange:
     time: datetime
 
 
-class AliasStore(Protocol):
-    """Port to where aliases and their history are kept."""
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An adapter that shall be served, also after a restart."""
+
+    name: str
+    uri: str
+    base: str
+    weights_sha256: str
+
+
+class ModelStore(Protocol):
+    """Port to where adapters that shall be served, aliases and their history are kept."""
+
+    async def adapters(self) -> Sequence[Placed]:
+        """All adapters that were loaded and not unloaded, in the order of loading."""
+
+    async def place(self, adapter: Placed) -> None:
+        """Keeps an adapter; one of the same name is replaced."""
+
+    async def displace(self, name: str) -> None:
+        """Forgets an adapter."""
+
+    async def close(self) -> None:
+        """Disconnects."""
+
+    async def open(self) -> None:
+        """Connects; called once, before all others."""
 
     async def current(self) -> Mapping[str, AliasChange]:
         """Every alias as it now is."""
+
+    async def history(self, alias: str) -> tuple[AliasChange, ...]:
+        """What an alias has stood for, newest first; empty for one that never was."""
 
     async def set(self, alias: str, target: str, expected: str | None) -> tuple[AliasChange, ...]:
         """Sets an alias; its history, newest first. Raises Aborted ALIAS_CHANGED when `expected` ("" for no alias yet) does not hold."""

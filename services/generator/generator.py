@@ -59,8 +59,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How the caller waits: for pieces or the whole, with patience or not, and for how long (None: without end)."""
+    """Who calls and how they wait: for pieces or the whole, with patience or not, and for how long (None: without end)."""
 
+    caller: str
+    """Callers take turns, by these names."""
     stream: bool = False
     patient: bool = False
     timeout_s: float | None = None
@@ -162,16 +164,21 @@ class Generator:
 
 
 async def _run(route: Route, encoded: Encoded, decoding: Decoding, manner: Manner) -> AsyncGenerator[str | Generation, None]:
-    context, length = route.engine.base.context_tokens, len(encoded.tokens)
-    if length == 0:
-        raise InvalidArgument("PROMPT_EMPTY", "the prompt has no tokens", field="prompt")
-    if length > context - 1:
-        raise _too_long(length, context)
-    max_tokens = min(decoding.max_tokens or DEFAULT_MAX_TOKENS, context - length)
-    work = Work(encoded, decoding, max_tokens, route.adapter, manner.stream, manner.patient)
-    async with contextlib.aclosing(route.engine.generate(work)) as pieces:
-        async for piece in pieces:
-            yield piece
+    max_tokens = decoding.max_tokens or DEFAULT_MAX_TOKENS
+    if encoded.counted:
+        length, context = len(encoded.tokens), route.engine.base.context_tokens
+        if length == 0:
+            raise InvalidArgument("PROMPT_EMPTY", "the prompt has no tokens", field="prompt")
+        if length > context - 1:
+            raise _too_long(length, context)
+        max_tokens = min(max_tokens, context - length)
+    async with route.admission.enter(manner.caller, patient=manner.patient):
+        work = Work(encoded, decoding, max_tokens, route.adapter, await route.assured(), manner.stream)
+        async with contextlib.aclosing(route.engine.generate(work)) as pieces:
+            async for piece in pieces:
+                # Asked again before anything is handed on: the engine may have become another process since.
+                await route.assured()
+                yield piece
 
 
 async def _fit(route: Route, question: Question, hits: Sequence[Hit]) -> _Fitted:
@@ -189,18 +196,22 @@ async def _fit(route: Route, question: Question, hits: Sequence[Hit]) -> _Fitted
         prompt = await asyncio.to_thread(question.template.render, question.text, [hit.passage for hit in hits[:count]])
         return _Fitted(prompt, await route.engine.encode(prompt), tuple(hits[:count]))
 
+    def fit_in(tried: _Fitted) -> bool:
+        # Where only the provider knows the tokens, the provider says when it is too much.
+        return not tried.encoded.counted or len(tried.encoded.tokens) + reserve <= context
+
     whole = await with_first(len(hits))
-    if question.overflow is Overflow.ERROR or len(whole.encoded.tokens) + reserve <= context:
+    if question.overflow is Overflow.ERROR or fit_in(whole):
         return whole
     # A prompt grows with every passage: halve the range between one that fits and one that does not.
     fits, fails, best = 0, len(hits), await with_first(0)
-    if len(best.encoded.tokens) + reserve > context:
+    if not fit_in(best):
         # Without passages there is nothing left to cut; it may still fit with a shorter answer.
         return best
     while fails - fits > 1:
         middle = (fits + fails) // 2
         tried = await with_first(middle)
-        if len(tried.encoded.tokens) + reserve <= context:
+        if fit_in(tried):
             fits, best = middle, tried
         else:
             fails = middle

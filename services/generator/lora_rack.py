@@ -8,7 +8,7 @@ anew at every forward pass, which costs more than a decoding step of a small mod
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -76,6 +76,11 @@ class LoraRack:
         self._keys: dict[str, str] = {}
         self._numbers = itertools.count(1)
         self._spans = _Spans()
+
+    @property
+    def adapters(self) -> Iterable[str]:
+        """Names of those that are in."""
+        return self._keys.keys()
 
     def load(self, adapter: str, folder: Path) -> None:
         """Puts in an adapter; tried on an empty copy of the model's structure first, so that a misfit never touches the model.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import NoDecode
 
 from services.common.settings import ServerSettings
+from services.generator.engine_settings import EngineSettings, TransformersSettings
+
+_ENGINES: TypeAdapter[dict[str, EngineSettings]] = TypeAdapter(dict[str, EngineSettings])
 
 
 class Settings(ServerSettings):
@@ -17,9 +21,14 @@ class Settings(ServerSettings):
 
     port: int = Field(7002, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     models: Annotated[dict[str, str], NoDecode] = Field(
-        description="Base models by name: JSON object, or `name=path` separated by ','; a path of a folder with safetensors, or a hub name."
+        {},
+        description="Base models in this process, by name: JSON object, or `name=path` separated by ','; a path is that of a folder with "
+        "safetensors, or a hub name.",
     )
-    data_dir: Path = Field(Path(".tunetrial/generator"), description="Folder for what must survive a restart: aliases and their history.")
+    engines: dict[str, EngineSettings] = Field({}, description="Engines by the names of their bases, a JSON object; see docs/generator.md.")
+    engines_file: Path | None = Field(None, description="JSON file with such an object, beside or instead of `engines`.")
+    watch_s: float = Field(5.0, gt=0, description="Seconds between looks at which replicas run and what they serve.")
+    data_dir: Path = Field(Path(".tunetrial/generator"), description="Folder for what must survive a restart: adapters served and aliases.")
     dtype: str = Field(
         "float32", pattern="^(float32|float16|bfloat16|auto)$", description="Type of the weights in memory; auto is the checkpoint's."
     )
@@ -57,9 +66,22 @@ class Settings(ServerSettings):
             raise ValueError("expected a JSON object or name=path,name=path")
         return {name.strip(): path.strip() for name, _, path in pairs}
 
-    @field_validator("models")
-    @classmethod
-    def _need_a_model(cls, value: dict[str, str]) -> dict[str, str]:
-        if not value:
-            raise ValueError("name at least one base model: TUNETRIAL_MODELS=name=path")
-        return value
+    def all_engines(self) -> dict[str, EngineSettings]:
+        """All engines by the names of their bases. Raises ValueError where there is none, one is named twice, or the file is wrong."""
+        found: list[tuple[str, EngineSettings]] = [
+            (name, TransformersSettings(engine="transformers", source=source)) for name, source in self.models.items()
+        ]
+        found += self.engines.items()
+        if self.engines_file is not None:
+            try:
+                found += _ENGINES.validate_json(self.engines_file.read_bytes()).items()
+            except OSError as error:
+                raise ValueError(f"TUNETRIAL_ENGINES_FILE {self.engines_file} cannot be read: {error.strerror}") from error
+            except ValidationError as error:
+                raise ValueError(f"TUNETRIAL_ENGINES_FILE {self.engines_file}: {error}") from error
+        if not found:
+            raise ValueError("name at least one base model: TUNETRIAL_MODELS=name=path, or TUNETRIAL_ENGINES")
+        twice = sorted(name for name, count in Counter(name for name, _ in found).items() if count > 1)
+        if twice:
+            raise ValueError(f"these base models are named twice: {', '.join(twice)}")
+        return dict(found)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
-import hashlib
 import secrets
 import time
 from collections import deque
@@ -17,20 +15,21 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
 import torch
-from huggingface_hub import snapshot_download
-from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from services.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
+from services.common.errors import FailedPrecondition, InvalidArgument, Unavailable
+from services.generator.chat_tokenizer import ChatTokenizer
 from services.generator.continuous_batch import ContinuousBatch, Row
-from services.generator.domain import Base, Canary, Encoded, Generation, Prompt, Turn, Work
+from services.generator.domain import Base, Canary, Encoded, Generation, Prompt, Replica, Work
 from services.generator.lora_rack import LoraRack
+from services.generator.model_files import base_sha256, model_folder
 from services.generator.text_stream import TextStream
 
 _log = structlog.get_logger()
@@ -38,6 +37,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 # Prompts prefilled together may be padded by so much; beyond it, padding costs more than another pass.
 _PADDING = 1.3
+_HERE = "this process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,6 @@ class Limits:
 
     batch_size: int = 32
     """Requests that generate together."""
-    queue_limit: int = 256
-    """Requests that wait at most."""
     prefill_tokens: int = 512
     """Prompt tokens, padding included, that one step takes in at most; a single longer prompt is taken alone."""
 
@@ -76,7 +74,6 @@ class TransformersEngine:
         self._running: dict[Row, _Ticket] = {}
         self._left: set[Row] = set()
         self._work_came = asyncio.Event()
-        self._room_came = asyncio.Condition()
         self._loop: asyncio.Task[None] | None = None
 
     @property
@@ -88,6 +85,21 @@ class TransformersEngine:
         if self._base is None:
             raise Unavailable("ENGINE_UNAVAILABLE", "model {name} is still being loaded: try again soon", name=self._name, retry_after_s=2)
         return self._base
+
+    @property
+    def capacity(self) -> int:
+        """Twice a batch, so that whoever is next is at hand when a place becomes free."""
+        return 2 * self._limits.batch_size
+
+    @property
+    def epoch(self) -> int:
+        """Never changes: this process is the engine."""
+        return 0
+
+    async def replicas(self) -> tuple[Replica, ...]:
+        """This process."""
+        self._check_loaded()
+        return (Replica(_HERE, frozenset(self._rack.adapters)),)
 
     @property
     def running_count(self) -> int:
@@ -102,7 +114,7 @@ class TransformersEngine:
     async def prepare(self) -> None:
         """Loads the base. Raises ValueError when it cannot be served."""
         try:
-            folder = await asyncio.to_thread(_folder, self._source)
+            folder = await asyncio.to_thread(partial(model_folder, self._source, weights=True))
             await self._on_model_thread(self._load, folder)
             digest = await asyncio.to_thread(base_sha256, folder)
         except (OSError, ValueError) as error:
@@ -111,26 +123,29 @@ class TransformersEngine:
                 f"base model {self._name} cannot be served from {self._source}: {why}. It must be a folder or hub name with config.json, "
                 "tokenizer.json and *.safetensors"
             ) from error
-        self._base = Base(self._name, self._source, digest, self._context, datetime.now(UTC))
+        self._base = Base(self._name, self._source, digest, self._context, datetime.now(UTC), "transformers")
         self._loop = asyncio.create_task(self._run(), name=f"batch-{self._name}")
         _log.info("model loaded", model=self._name, context_tokens=self._context, dtype=str(self._model.dtype), device=self._device)
 
     async def encode(self, prompt: Prompt) -> Encoded:
         """Tokens of a prompt, special tokens as the model wants them, never twice."""
         self._check_loaded()
-        return await asyncio.get_running_loop().run_in_executor(self._text_thread, self._encode, prompt)
+        return await asyncio.get_running_loop().run_in_executor(self._text_thread, self._tokenizer.encode, prompt)
 
     async def generate(self, work: Work) -> AsyncGenerator[str | Generation, None]:
-        """Pieces of text if wanted, then the whole. Raises ResourceExhausted QUEUE_FULL, Unavailable ENGINE_UNAVAILABLE."""
+        """Pieces of text if wanted, then the whole. Raises Unavailable ENGINE_UNAVAILABLE."""
         started = time.perf_counter()
         decoding = work.decoding
+        if decoding.constraint is not None:
+            message = "engine transformers cannot constrain what a model writes: serve {name} by vLLM or TGI"
+            raise FailedPrecondition("DECODING_UNSUPPORTED", message, name=self._name, field="decoding.constraint")
         seed = None
         if not decoding.greedy:
             seed = secrets.randbits(63) if decoding.seed is None else decoding.seed
         text = TextStream(self._decode, decoding.stop)
         row = Row(work, text, seed)
         ticket = _Ticket(row, work.stream)
-        await self._submit(ticket, work.patient)
+        self._submit(ticket)
         try:
             while (event := await ticket.events.get()) is not None:
                 if isinstance(event, Exception):
@@ -144,7 +159,7 @@ class TransformersEngine:
         finally:
             self._forget(ticket)
 
-    async def load_adapter(self, adapter: str, folder: Path) -> None:
+    async def load_adapter(self, adapter: str, folder: Path, among: frozenset[str] = frozenset()) -> None:
         """Puts an adapter in, between two steps: InvalidArgument ADAPTER_UNREADABLE, FailedPrecondition ADAPTER_BASE_MISMATCH."""
         self._check_loaded()
         await self._on_model_thread(self._rack.load, adapter, folder)
@@ -153,11 +168,14 @@ class TransformersEngine:
         """Takes an adapter out, between two steps."""
         await self._on_model_thread(self._rack.unload, adapter)
 
-    async def score(self, rows: Sequence[tuple[str | None, Canary]]) -> tuple[tuple[float, ...], ...]:
+    async def score(self, rows: Sequence[tuple[str | None, Canary]], replica: str = _HERE) -> tuple[tuple[float, ...], ...]:
         """Log-probabilities of the completions' tokens, all rows in one batch."""
+        assert replica == _HERE  # noqa: S101  there is no other
         self._check_loaded()
         loop = asyncio.get_running_loop()
-        encoded = [(adapter, *await loop.run_in_executor(self._text_thread, self._encode_canary, canary)) for adapter, canary in rows]
+        encoded = [
+            (adapter, *await loop.run_in_executor(self._text_thread, self._tokenizer.encode_canary, canary)) for adapter, canary in rows
+        ]
         for _, prompt, completion in encoded:
             if not completion or len(prompt) + len(completion) > self._context:
                 raise InvalidArgument(
@@ -180,25 +198,10 @@ class TransformersEngine:
 
     # The queue and the batch, on the event loop.
 
-    async def _submit(self, ticket: _Ticket, patient: bool) -> None:
+    def _submit(self, ticket: _Ticket) -> None:
         self._check_loaded()
-        if patient:
-            async with self._room_came:
-                await self._room_came.wait_for(lambda: not self._full)
-        elif self._full:
-            raise ResourceExhausted(
-                "QUEUE_FULL",
-                "{waiting} requests wait for model {name} already",
-                waiting=len(self._waiting),
-                name=self._name,
-                retry_after_s=1,
-            )
         self._waiting.append(ticket)
         self._work_came.set()
-
-    @property
-    def _full(self) -> bool:
-        return len(self._waiting) + len(self._running) >= self._limits.batch_size + self._limits.queue_limit
 
     def _forget(self, ticket: _Ticket) -> None:
         if self._running.pop(ticket.row, None) is not None:
@@ -223,8 +226,6 @@ class TransformersEngine:
                 self._deliver(row, piece)
             if not (self._waiting or self._running or self._left):
                 self._work_came.clear()
-            async with self._room_came:
-                self._room_came.notify_all()
 
     def _admit(self) -> list[_Ticket]:
         """Moves waiting requests, in order, into the batch while there is room and padding stays small."""
@@ -261,73 +262,20 @@ class TransformersEngine:
     # What runs on the two threads.
 
     def _load(self, folder: Path) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer = ChatTokenizer(self._name, folder)
+        tokenizer = self._tokenizer.library
         dtype = self._dtype if self._dtype == "auto" else getattr(torch, self._dtype)
         read: Any = AutoModelForCausalLM.from_pretrained
         self._model = read(folder, dtype=dtype, use_safetensors=True).to(self._device).eval().requires_grad_(False)
         config = self._model.config
-        self._context = int(getattr(config.get_text_config(), "max_position_embeddings", None) or self._tokenizer.model_max_length)
+        self._context = int(getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
         kinds = {type(layer) for layer in DynamicCache(config=config).layers}
         if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise ValueError(f"model {self._name} keeps its past in {names}, which cannot share a batch: serve it by another engine")
         ends = self._model.generation_config.eos_token_id
-        ends = self._tokenizer.eos_token_id if ends is None else ends
-        # A copy of its own: a tokenizer must not be used by two threads at once.
-        detokenizer = copy.deepcopy(self._tokenizer)
-        self._decode = _decoder(detokenizer)
+        ends = tokenizer.eos_token_id if ends is None else ends
+        self._decode = self._tokenizer.decoder()
         self._rack = LoraRack(self._model)
         end_ids = frozenset(ends if isinstance(ends, list) else [ends])
-        self._batch = ContinuousBatch(self._model, self._rack, end_ids, lambda token: str(detokenizer.decode([token])))
-
-    def _encode(self, prompt: Prompt) -> Encoded:
-        if isinstance(prompt, str):
-            begins = self._tokenizer.bos_token is not None and prompt.startswith(self._tokenizer.bos_token)
-            return Encoded(prompt, tuple(self._tokenizer(prompt, add_special_tokens=not begins)["input_ids"]))
-        if not self._tokenizer.chat_template:
-            raise FailedPrecondition("CHAT_TEMPLATE_MISSING", "model {name} has no chat template: send bare text", name=self._name)
-        messages = [{"role": turn.role, "content": turn.content} for turn in prompt]
-        try:
-            ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
-        except TemplateError as error:
-            raise InvalidArgument(
-                "CONVERSATION_INVALID", "the chat template of {name} refuses this: {error}", name=self._name, error=error, field="prompt"
-            ) from error
-        return Encoded(prompt, tuple(ids))
-
-    def _encode_canary(self, canary: Canary) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Prompt and completion: what the chat template adds to the prompt when the answer is there, end of turn included."""
-        prompt = self._encode(canary.prompt).tokens
-        if not isinstance(canary.prompt, str):
-            messages = [{"role": turn.role, "content": turn.content} for turn in (*canary.prompt, Turn("assistant", canary.completion))]
-            whole = tuple(self._tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
-            if whole[: len(prompt)] == prompt:
-                return prompt, whole[len(prompt) :]
-        # Bare text, or a template that tells past turns otherwise; any answer tells whether an adapter changes anything, and one that
-        # was measured on other tokens is not reproduced.
-        return prompt, tuple(self._tokenizer(canary.completion, add_special_tokens=False)["input_ids"])
-
-
-def base_sha256(folder: Path) -> str:
-    """Hash of a base model's weights: sha256 over lines `<file name>:<sha256 of the file>` of its *.safetensors files in name order."""
-    lines = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            lines.append(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _folder(source: str) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        return path
-    # Weights as safetensors only, and no code.
-    return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]))
-
-
-def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
-    """Text of tokens without special ones. The fast tokenizer's own call, because this happens twice a token."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is None:
-        return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    return lambda ids: str(fast.decode(ids, skip_special_tokens=True))
+        self._batch = ContinuousBatch(self._model, self._rack, end_ids, self._tokenizer.speller())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ class AdapterFiles:
                 found=self.weights_sha256,
                 expected=str(self.manifest_weights_sha256),
             )
-        if self.manifest_base_sha256 not in (None, base.weights_sha256):
+        # What cannot be read of an engine elsewhere is left to the proof.
+        if base.weights_sha256 and self.manifest_base_sha256 not in (None, base.weights_sha256):
             raise FailedPrecondition(
                 "ADAPTER_BASE_MISMATCH",
                 "the adapter in {uri} was trained on a base with sha256 {expected}; {base} has {found}",
@@ -81,27 +82,63 @@ def read_adapter(folder: Path) -> AdapterFiles:
         raise unreadable(f"manifest.json: {type(error).__name__}: {error}") from error
 
 
-async def prove(engine: Engine, adapter: str, canaries: Sequence[Canary], tolerance: float) -> Proof:
-    """Scores canary answers under base and adapter, in batches that mix them as requests will.
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A proof, and the canary on which base and adapter differ most with the log-probabilities that both gave its tokens, in nats."""
+
+    proof: Proof
+    canary: Canary
+    base: tuple[float, ...]
+    adapted: tuple[float, ...]
+
+
+async def prove(engine: Engine, adapter: str, canaries: Sequence[Canary], tolerance: float, replicas: Iterable[str]) -> Evidence:
+    """Scores canary answers under base and adapter on these replicas, in batches that mix them as requests will.
 
     The base's noise is the difference between a base row with another base row beside it and the same row alone. The adapter's row
     takes the place of a base row in a batch of the same shape, so an adapter that adds nothing gives the same numbers to the last bit
     on a deterministic engine, and no more than noise elsewhere.
     """
     chosen = tuple(canaries) or await _own_canaries(engine)
-    from_base, noise, from_manifest = 0.0, 0.0, None
-    for canary in chosen:
+    found = [await _prove_on(replica, engine, adapter, chosen, tolerance) for replica in replicas]
+    proofs = [one.proof for one in found]
+    manifest = [proof.difference_from_manifest for proof in proofs if proof.difference_from_manifest is not None]
+    worst = replace(
+        proofs[-1],
+        difference_from_base=min(proof.difference_from_base for proof in proofs),
+        base_noise=max(proof.base_noise for proof in proofs),
+        difference_from_manifest=max(manifest) if manifest else None,
+        replica_count=len(found),
+    )
+    return replace(found[0], proof=worst)
+
+
+async def _prove_on(replica: str, engine: Engine, adapter: str, canaries: Sequence[Canary], tolerance: float) -> Evidence:
+    from_base, noise, from_manifest = -1.0, 0.0, None
+    telling: tuple[Canary, tuple[float, ...], tuple[float, ...]] | None = None
+    for canary in canaries:
         # Both second rows: an adapter's row stands after the base's, and the place in a batch may change the last bit.
-        _, base = await engine.score([(None, canary), (None, canary)])
-        _, adapted = await engine.score([(None, canary), (adapter, canary)])
-        (alone,) = await engine.score([(None, canary)])
+        _, base = await engine.score([(None, canary), (None, canary)], replica)
+        _, adapted = await engine.score([(None, canary), (adapter, canary)], replica)
+        (alone,) = await engine.score([(None, canary)], replica)
         if not all(map(math.isfinite, adapted)):
             raise FailedPrecondition("ADAPTER_NOT_REPRODUCED", "adapter {name} gives log-probabilities that are no numbers", name=adapter)
         noise = max(noise, _distance(base, alone))
-        from_base = max(from_base, _distance(adapted, base))
-        if canary.adapter_log_probabilities is not None:
-            from_manifest = max(from_manifest or 0.0, _distance(adapted, canary.adapter_log_probabilities))
-    return Proof(len(chosen), from_base, noise, from_manifest, tolerance, datetime.now(UTC))
+        difference = _distance(adapted, base)
+        if difference > from_base:
+            from_base, telling = difference, (canary, base, adapted)
+        # The base as well: an adapter may be applied to another base than it was trained on.
+        for measured, recorded in ((base, canary.base_log_probabilities), (adapted, canary.adapter_log_probabilities)):
+            if recorded is not None:
+                from_manifest = max(from_manifest or 0.0, _distance(measured, recorded))
+    assert telling is not None  # noqa: S101  there is always a canary
+    return Evidence(Proof(len(canaries), from_base, noise, from_manifest, tolerance, datetime.now(UTC)), *telling)
+
+
+async def still_applied(engine: Engine, adapter: str, evidence: Evidence, replica: str) -> bool:
+    """Whether a replica gives the telling canary what the adapter gave it, rather than what the base did."""
+    (now,) = await engine.score([(adapter, evidence.canary)], replica)
+    return _distance(now, evidence.adapted) < _distance(now, evidence.base)
 
 
 def failure(proof: Proof, name: str) -> TunetrialError | None:
@@ -142,8 +179,13 @@ def _distance(ones: Sequence[float], others: Sequence[float]) -> float:
 
 def _canary(canary: dict[str, Any]) -> Canary:
     turns = tuple(Turn(str(turn["role"]), str(turn["content"])) for turn in canary["messages"])
-    adapted = canary.get("adapter_log_probabilities")
-    return Canary(turns, str(canary["completion"]), None if adapted is None else _finite(adapted))
+    base, adapted = (canary.get(f"{who}_log_probabilities") for who in ("base", "adapter"))
+    return Canary(
+        turns,
+        str(canary["completion"]),
+        base_log_probabilities=None if base is None else _finite(base),
+        adapter_log_probabilities=None if adapted is None else _finite(adapted),
+    )
 
 
 def _finite(values: Sequence[Any]) -> tuple[float, ...]:

@@ -161,7 +161,8 @@ def failure(name: str, status: int, body: Any) -> TunetrialError:
         message = "Elasticsearch is busy (index {name}): {why}"
         error = ResourceExhausted("INDEX_STORE_BUSY", message, name=name, why=why, retry_after_s=_RETRY_AFTER_S)
     elif status in _DENIED and not blocked:
-        error = _unavailable(f"it refused these credentials, or they may not do this (status {status}, {kind})")
+        message = "Elasticsearch refused these credentials, or they may not do this (status {status}, {kind}): see docs/elasticsearch.md"
+        error = FailedPrecondition("INDEX_STORE_DENIED", message, status=status, kind=kind)
     elif status in _AWAY or blocked:
         error = _unavailable(why)
     else:

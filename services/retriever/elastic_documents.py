@@ -120,7 +120,7 @@ def legs(query: Query, limit: int, layout: Layout) -> list[dict[str, Any]]:
     if settings.mode is not Mode.DENSE:
         found.append({"query": _words(query.text, settings.filters), **wanted})
     if settings.mode is not Mode.LEXICAL:
-        found.append({"knn": _neighbours(query, limit, layout), **wanted})
+        found.append({"query": {"knn": _neighbours(query, limit, layout)}, **wanted})
     return found
 
 

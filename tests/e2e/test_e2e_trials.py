@@ -69,10 +69,16 @@ def test_few_shot_and_fine_tuned_arms_answer_beside_the_base(home: Path, tmp_pat
         name: {"model": "small", "context": name.replace("bare", "none"), "sizes": [16], "seeds": [1, 2], "max_steps": 3, "batch_size": 8}
         for name in ("bare", "raft")
     }
-    analysis = {"control": "base", "primary": {"arm": "raft", "size": 16}, "bootstrap": 1000}
+    analysis = {"control": "base", "primary": {"arm": "raft", "size": 16}, "bootstrap": 1000, "margin": 5}
     data = {"reader": "bioasq", "path": str(QUICKSTART / "data" / "bioasq.json")}
-    wanted = spec("tuned", data, arms=arms, training=training, analysis=analysis)
+    wanted = spec("tuned", data, arms=arms, training=training, analysis=analysis, promote="production")
     outcome = run_trial(wanted, tmp_path, "--home", str(home))
+    # A margin wider than the scale lets the gate pass, and the alias is set to the first of the two seeds.
+    assert outcome["gate"] == "pass"
+    promoted = next(
+        row["name"] for row in json.loads((Path(outcome["folder"]) / "report.json").read_text())["adapters"] if row["seed"] == 1
+    )
+    assert outcome["promoted"] == promoted
     answers = pq.read_table(Path(outcome["folder"]) / "answers.parquet").to_pylist()
     contestants = {row["contestant"] for row in answers}
     assert contestants == {"base", "shots", "bare-s1", "bare-s2", "raft-s1", "raft-s2"}

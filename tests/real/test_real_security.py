@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from services.common.errors import TunetrialError, Unavailable
+from services.common.errors import FailedPrecondition, TunetrialError, Unavailable
 from services.retriever.__main__ import elastic_indexes
 from services.retriever.elastic_index import ElasticIndexes
 from services.retriever.elastic_settings import ElasticsearchSettings
@@ -78,7 +78,8 @@ async def test_wrong_credentials_are_refused_with_the_reason_and_without_the_sec
     ca = str(node.ca)
     for given in ({"user": USER, "password": WRONG_PASSWORD}, {"api_key": WRONG_KEY}, {}):
         error = await refusal(urls=node.url, ca_file=ca, **given)
-        assert "credentials" in error.message, error
+        assert isinstance(error, FailedPrecondition), error  # waiting would not help
+        assert "credentials" in error.message
         everything = f"{error!r} {error.message} {error.metadata} {error.__cause__!r}"
         assert WRONG_PASSWORD not in everything
         assert WRONG_KEY not in everything

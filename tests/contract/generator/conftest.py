@@ -34,7 +34,7 @@ def adapter_maker(base: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest_asyncio.fixture
 async def engine(base: Path, adapters: dict[str, Path]) -> AsyncIterator[TransformersEngine]:
-    engine = TransformersEngine("tiny", str(base), limits=Limits(batch_size=6, queue_limit=4, prefill_tokens=512))
+    engine = TransformersEngine("tiny", str(base), limits=Limits(batch_size=6, prefill_tokens=512))
     await engine.prepare()
     for name, folder in adapters.items():
         await engine.load_adapter(name, folder)

@@ -67,11 +67,11 @@ def make_base(folder: Path, *, hidden: int = 48, layers: int = 2, seed: int = 0)
     return folder
 
 
-def make_adapter(base: Path, folder: Path, seed: int, *, scale: float = 0.5, modules: Any = "all-linear") -> Path:
+def make_adapter(base: Path, folder: Path, seed: int, *, scale: float = 0.5, modules: Any = "all-linear", rank: int = 4) -> Path:
     """A random adapter; with scale 0 it changes nothing."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     torch.manual_seed(seed)
-    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=modules, init_lora_weights=False))
+    tuned = get_peft_model(model, LoraConfig(r=rank, lora_alpha=8, target_modules=modules, init_lora_weights=False))
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
             weight.data.mul_(scale)

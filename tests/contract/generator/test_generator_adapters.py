@@ -15,10 +15,10 @@ from generator_parts import make_adapter, make_base, write_manifest
 from peft import PrefixTuningConfig, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, TunetrialError
+from services.common.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, TunetrialError
 from services.generator.catalog import Catalog
-from services.generator.domain import AliasChange, Decoding, Generation, State, Work
-from services.generator.sqlalchemy_aliases import SqlAlchemyAliases
+from services.generator.domain import Decoding, Generation, State, Work
+from services.generator.sqlalchemy_models import SqlAlchemyModels
 from services.generator.transformers_engine import TransformersEngine
 
 
@@ -31,11 +31,15 @@ async def bare(base: Path) -> Any:
 
 @pytest_asyncio.fixture
 async def catalog(bare: TransformersEngine, tmp_path: Path, base: Path) -> Any:
-    aliases = SqlAlchemyAliases(tmp_path / "data")
-    catalog = Catalog({"tiny": bare}, aliases, f"{tmp_path}:{base.parent.parent}", 0.05)
+    catalog = served(bare, tmp_path, base)
     await catalog.prepare()
     yield catalog
-    await aliases.close()
+    await catalog.close()
+
+
+def served(engine: TransformersEngine, tmp_path: Path, base: Path) -> Catalog:
+    roots = f"{tmp_path}:{base.parent.parent}"
+    return Catalog({"tiny": engine}, SqlAlchemyModels(tmp_path / "data"), uri_roots=roots, tolerance=0.05, queue_limit=8)
 
 
 async def say(catalog: Catalog, model: str) -> str:
@@ -48,7 +52,7 @@ async def say(catalog: Catalog, model: str) -> str:
 
 
 def lora_weights(catalog: Catalog) -> list[str]:
-    engine: Any = catalog._engines["tiny"]
+    engine: Any = catalog._served["tiny"].engine
     return [name for name, _ in engine._model.named_parameters() if "lora_" in name]
 
 
@@ -247,12 +251,48 @@ async def test_an_alias_leads_to_its_target_and_never_to_another(
     with pytest.raises(FailedPrecondition) as held:
         await catalog.unload("one")
     assert held.value.reason == "ADAPTER_HAS_ALIAS"
-    # After a restart the alias is there and its adapter is not.
-    aliases = SqlAlchemyAliases(tmp_path / "data")
-    later = Catalog({"tiny": catalog._engines["tiny"]}, aliases, "", 0.05)
-    later._aliases = dict(await aliases.current())
-    assert isinstance(later._aliases["production"], AliasChange)
+
+
+async def test_after_a_restart_adapters_and_aliases_are_served_again(
+    catalog: Catalog, base: Path, adapter_maker: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = adapter_maker()
+    await catalog.load("one", str(folder), "")
+    await catalog.load("gone", str(adapter_maker("gone", 4)), "")
+    await catalog.unload("gone")
+    await catalog.set_alias("production", "one", "")
+    before = await say(catalog, "production")
+    await catalog.close()
+
+    again = served(TransformersEngine("tiny", str(base)), tmp_path, base)
+    await again.prepare()
+    assert [model.name for model in again.models()] == ["tiny", "one", "production"]
+    assert await say(again, "production") == before
+    await again.close()
+
+    # Other weights at the same place are not what was proven, and not what the alias stands for.
+    make_adapter(base, folder, 77)
+    last = served(TransformersEngine("tiny", str(base)), tmp_path, base)
+    await last.prepare()
     with pytest.raises(NotFound) as missing:
-        await say(later, "production")
+        await say(last, "production")
     assert "for which alias production stands" in missing.value.message
-    await aliases.close()
+    await last.close()
+
+
+async def test_an_alias_goes_back_to_what_it_stood_for(catalog: Catalog, adapter_maker: Callable[..., Path]) -> None:
+    with pytest.raises(NotFound) as unknown:
+        await catalog.roll_back("production", None)
+    assert unknown.value.reason == "ALIAS_NOT_FOUND"
+    await catalog.load("one", str(adapter_maker()), "")
+    await catalog.set_alias("production", "tiny", "")
+    with pytest.raises(FailedPrecondition) as first:
+        await catalog.roll_back("production", None)
+    assert first.value.reason == "ALIAS_HAS_NO_HISTORY"
+    await catalog.set_alias("production", "one", "tiny")
+    with pytest.raises(Aborted) as changed:
+        await catalog.roll_back("production", "tiny")
+    assert changed.value.reason == "ALIAS_CHANGED"
+    model, history = await catalog.roll_back("production", "one")
+    assert model.target == "tiny"
+    assert [change.target for change in history] == ["tiny", "one", "tiny"]

@@ -15,7 +15,7 @@ from generator_parts import ADAPTERS, until
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.common.errors import ResourceExhausted, Unavailable
+from services.common.errors import Unavailable
 from services.generator.domain import Decoding, Finish, Generation, Turn, Work
 from services.generator.transformers_engine import TransformersEngine
 
@@ -54,19 +54,17 @@ def plain(base: Path, adapters: dict[str, Path]) -> Plain:
     return Plain(base, adapters)
 
 
-async def ask(
-    engine: TransformersEngine, prompt: str, adapter: str | None = None, max_tokens: int = 24, patient: bool = True, **decoding: Any
-) -> Generation:
-    *_, generation = await pieces(engine, prompt, adapter, max_tokens, patient, False, **decoding)
+async def ask(engine: TransformersEngine, prompt: str, adapter: str | None = None, max_tokens: int = 24, **decoding: Any) -> Generation:
+    *_, generation = await pieces(engine, prompt, adapter, max_tokens, False, **decoding)
     assert isinstance(generation, Generation)
     return generation
 
 
 async def pieces(
-    engine: TransformersEngine, prompt: str, adapter: str | None, max_tokens: int, patient: bool, stream: bool, **decoding: Any
+    engine: TransformersEngine, prompt: str, adapter: str | None, max_tokens: int, stream: bool, **decoding: Any
 ) -> list[str | Generation]:
     encoded = await engine.encode((Turn("user", prompt),))
-    work = Work(encoded, Decoding(**decoding), max_tokens, adapter, stream, patient)
+    work = Work(encoded, Decoding(**decoding), max_tokens, adapter, stream=stream)
     return [piece async for piece in engine.generate(work)]
 
 
@@ -119,7 +117,7 @@ async def test_top_log_probabilities_are_of_the_raw_distribution_best_first(engi
 async def test_pieces_of_a_stream_join_to_the_text_of_the_unary_call(engine: TransformersEngine, temperature: float) -> None:
     settings: dict[str, Any] = {"temperature": temperature, "seed": 3}
     for prompt in PROMPTS:
-        *texts, last = await pieces(engine, prompt, "ada.1", 40, True, True, **settings)
+        *texts, last = await pieces(engine, prompt, "ada.1", 40, True, **settings)
         assert isinstance(last, Generation)
         assert "".join(str(text) for text in texts) == last.text == (await ask(engine, prompt, "ada.1", 40, **settings)).text
         assert len(texts) > 1
@@ -166,19 +164,6 @@ async def test_a_cancelled_caller_in_the_queue_leaves_the_queue(engine: Transfor
         await tasks[-1]
     assert engine.waiting_count <= 2
     await asyncio.gather(*tasks[:-1])
-
-
-async def test_a_full_queue_refuses_at_once_but_lets_the_patient_wait(engine: TransformersEngine) -> None:
-    async def long(seed: int) -> Generation:
-        return await ask(engine, PROMPTS[0], None, 100, temperature=2.0, seed=seed)
-
-    tasks = [asyncio.create_task(long(seed)) for seed in range(20)]
-    await until(lambda: engine.waiting_count == 4)
-    with pytest.raises(ResourceExhausted) as refused:
-        await ask(engine, PROMPTS[0], patient=False)
-    assert refused.value.reason == "QUEUE_FULL"
-    assert engine.waiting_count <= 4
-    assert all(one.completion_tokens > 0 for one in await asyncio.gather(*tasks))
 
 
 async def test_a_step_that_fails_ends_its_requests_and_not_the_engine(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:

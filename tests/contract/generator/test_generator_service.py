@@ -24,11 +24,12 @@ from tunetrial.retriever.v1 import retriever_pb2, retriever_pb2_grpc
 from services.common import server as common
 from services.common.errors import NotFound
 from services.common.settings import ServerSettings
+from services.generator.admission import Admission
 from services.generator.catalog import Catalog
 from services.generator.generator import Generator
 from services.generator.retriever_client import GrpcRetriever
 from services.generator.servicer import GeneratorServicer
-from services.generator.sqlalchemy_aliases import SqlAlchemyAliases
+from services.generator.sqlalchemy_models import SqlAlchemyModels
 from services.generator.transformers_engine import Limits, TransformersEngine
 
 PASSAGES = [
@@ -60,6 +61,7 @@ class StandIn(retriever_pb2_grpc.RetrieverServiceServicer):
 class Running:
     stub: generator_pb2_grpc.GeneratorServiceAsyncStub
     engine: TransformersEngine
+    admission: Admission
     retriever: StandIn
 
 
@@ -71,9 +73,9 @@ async def running(base: Path, adapters: dict[str, Path], tmp_path: Path) -> Asyn
     retriever_server, retriever_port, _ = await common.start(
         common.Service("tunetrial.retriever.v1.RetrieverService", lambda server: add(stand_in, server)), local
     )
-    engine = TransformersEngine("tiny", str(base), limits=Limits(batch_size=4, queue_limit=2))
-    aliases = SqlAlchemyAliases(tmp_path / "data")
-    catalog = Catalog({"tiny": engine}, aliases, f"{base.parent.parent}:{tmp_path}", 0.05)
+    engine = TransformersEngine("tiny", str(base), limits=Limits(batch_size=4))
+    roots = f"{base.parent.parent}:{tmp_path}"
+    catalog = Catalog({"tiny": engine}, SqlAlchemyModels(tmp_path / "data"), uri_roots=roots, tolerance=0.05, queue_limit=2)
     retriever = GrpcRetriever(f"127.0.0.1:{retriever_port}", None, 2**24)
     servicer = GeneratorServicer(Generator(catalog, retriever, 200), catalog, batch_in_flight=12)
     service = common.Service(
@@ -86,12 +88,12 @@ async def running(base: Path, adapters: dict[str, Path], tmp_path: Path) -> Asyn
         stub: generator_pb2_grpc.GeneratorServiceAsyncStub = generator_pb2_grpc.GeneratorServiceStub(channel)
         for name in ("ada.1", "bob/2"):
             await stub.LoadAdapter(pb.LoadAdapterRequest(name=name, uri=str(adapters[name])))
-        yield Running(stub, engine, stand_in)
+        with catalog.use("tiny") as route:
+            yield Running(stub, engine, route.admission, stand_in)
     await server.stop(0)
     await retriever_server.stop(0)
     await catalog.close()
     await retriever.close()
-    await aliases.close()
 
 
 async def test_a_generation_says_what_it_cost_and_who_answered(running: Running) -> None:
@@ -218,7 +220,7 @@ async def test_a_call_that_is_cancelled_or_too_late_frees_its_slot(
 
         code, _, _ = await failure(drain())
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: running.engine.running_count + running.engine.waiting_count == 0)
+    await until(lambda: running.admission.running_count + running.admission.waiting_count == 0)
 
 
 async def test_callers_past_the_queue_are_refused_at_once_and_a_batch_waits(running: Running) -> None:
@@ -233,12 +235,18 @@ async def test_callers_past_the_queue_are_refused_at_once_and_a_batch_waits(runn
         return [response async for response in running.stub.BatchGenerate(requests())]
 
     task = asyncio.create_task(batch())
-    await until(lambda: running.engine.waiting_count == 2)
-    code, reason, _ = await failure(running.stub.Generate(generate(**long)))
+    await until(lambda: running.admission.waiting_count >= 4)
+    singles = [asyncio.ensure_future(running.stub.Generate(generate(**long, seed=seed))) for seed in range(3)]
+    # Two wait beside the batch, as many as the limit says; which one of three comes last is not known.
+    done, _ = await asyncio.wait(singles, return_when=asyncio.FIRST_COMPLETED)
+    (refused,) = done
+    code, reason, _ = await failure(refused)
     assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     responses = await task
     assert sorted(response.id for response in responses) == sorted(ids)
     assert {response.WhichOneof("result") for response in responses} == {"generate"}
+    for single in singles:
+        assert single is refused or (await single).text
 
 
 async def test_a_batch_answers_each_request_once_and_keeps_failures_apart(running: Running) -> None:

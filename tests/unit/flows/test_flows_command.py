@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-QUICKSTART = Path(__file__).parents[3] / "examples" / "quickstart"
+EXAMPLES = Path(__file__).parents[3] / "examples"
+QUICKSTART = EXAMPLES / "quickstart"
 
 
 def tunetrial(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -117,6 +118,12 @@ def test_asking_without_services_says_how_to_start_them(tmp_path: Path) -> None:
 def test_the_schema_accepts_what_the_quickstart_says(tmp_path: Path) -> None:
     schema = json.loads(tunetrial("schema", cwd=tmp_path).stdout)
     assert set(yaml.safe_load((QUICKSTART / "trial.yaml").read_text())) <= set(schema["properties"])
+    assert schema["additionalProperties"] is False
+
+
+def test_the_schema_of_a_study_accepts_what_the_example_says(tmp_path: Path) -> None:
+    schema = json.loads(tunetrial("schema", "--retrieval", cwd=tmp_path).stdout)
+    assert set(yaml.safe_load((EXAMPLES / "retrieval" / "study.yaml").read_text())) <= set(schema["properties"])
     assert schema["additionalProperties"] is False
 
 

@@ -3,98 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from generator_pretender import Pretender, catalog_of
 
-from services.common.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from services.generator.catalog import Catalog
+from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from services.generator.domain import (
-    AliasChange,
-    Base,
-    Canary,
     Decoding,
-    Encoded,
-    Finish,
-    Generation,
     Passage,
-    Prompt,
     Retrieval,
     State,
-    Work,
 )
 from services.generator.generator import Answer, Call, Citation, Generator, Manner, Overflow, Question, Shown, Text
 from services.generator.prompting import Template
 
-CONTEXT = 100
 PASSAGES = tuple(Passage(str(number), f"passage {number} " + "x" * 10) for number in range(5))
 """20 characters each, which the engine below counts as tokens."""
 TEMPLATE = Template("t", "{% for p in passages %}{{ p.text }}{% endfor %}{{ question }}", abstentions=("unanswerable",))
-
-
-class Pretender:
-    """An engine with a token a character that gives a fixed text in pieces; adapters score as told."""
-
-    def __init__(self, *pieces: str) -> None:
-        self.pieces = pieces or ("text",)
-        self.work: list[Work] = []
-        self.scores: dict[str | None, tuple[float, ...]] = {None: (-1.0, -2.0)}
-        self.loaded: list[str] = []
-        self.hold: asyncio.Event | None = None
-
-    @property
-    def base(self) -> Base:
-        return Base("base", "somewhere", "hash", CONTEXT, datetime.now(UTC))
-
-    async def prepare(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def encode(self, prompt: Prompt) -> Encoded:
-        text = prompt if isinstance(prompt, str) else "".join(turn.content for turn in prompt)
-        return Encoded(prompt, tuple(range(len(text))))
-
-    async def generate(self, work: Work) -> AsyncGenerator[str | Generation, None]:
-        self.work.append(work)
-        if self.hold is not None:
-            await self.hold.wait()
-        for piece in self.pieces if work.stream else ():
-            yield piece
-        yield Generation("".join(self.pieces), Finish.END, len(work.encoded.tokens), 3, 1.0, 0.0)
-
-    async def load_adapter(self, adapter: str, folder: Path) -> None:
-        self.loaded.append(adapter)
-
-    async def unload_adapter(self, adapter: str) -> None:
-        if adapter in self.loaded:
-            self.loaded.remove(adapter)
-
-    async def score(self, rows: Sequence[tuple[str | None, Canary]]) -> tuple[tuple[float, ...], ...]:
-        return tuple(self.scores.get(adapter, (-1.5, -2.0)) for adapter, _ in rows)
-
-
-class Remembered:
-    """Aliases in memory."""
-
-    def __init__(self) -> None:
-        self.history: dict[str, list[AliasChange]] = {}
-
-    async def current(self) -> Mapping[str, AliasChange]:
-        return {alias: changes[0] for alias, changes in self.history.items()}
-
-    async def set(self, alias: str, target: str, expected: str | None) -> tuple[AliasChange, ...]:
-        changes = self.history.setdefault(alias, [])
-        if expected is not None and expected != (changes[0].target if changes else ""):
-            raise Aborted("ALIAS_CHANGED", "changed")
-        changes.insert(0, AliasChange(target, datetime.now(UTC)))
-        return tuple(changes)
-
-
-def catalog_of(engine: Pretender, roots: str = "") -> Catalog:
-    return Catalog({"base": engine}, Remembered(), roots, 0.05)
 
 
 def ask(text: str = "q", **changes: Any) -> Question:
@@ -111,7 +38,7 @@ def ask(text: str = "q", **changes: Any) -> Question:
 
 async def answered(engine: Pretender, question: Question, stream: bool = False) -> tuple[list[Any], Answer]:
     generator = Generator(catalog_of(engine), None, 4096)
-    *pieces, last = [piece async for piece in generator.answer(question, Manner(stream=stream))]
+    *pieces, last = [piece async for piece in generator.answer(question, Manner("me", stream=stream))]
     assert isinstance(last, Answer)
     return pieces, last
 
@@ -196,7 +123,7 @@ async def test_an_adapter_answers_only_once_it_is_proven(folder: Path) -> None:
     catalog = catalog_of(engine, str(folder))
     model = await catalog.load("mine", str(folder), "")
     assert model.state is State.VERIFIED
-    pieces = [piece async for piece in Generator(catalog, None, 10).generate(Call("mine", "hello", Decoding()), Manner())]
+    pieces = [piece async for piece in Generator(catalog, None, 10).generate(Call("mine", "hello", Decoding()), Manner("me"))]
     assert isinstance(pieces[-1], Text)
     assert (pieces[-1].model, engine.work[-1].adapter) == ("mine", "mine")
     engine.scores["mine"] = engine.scores[None]
@@ -222,7 +149,7 @@ async def test_a_load_that_is_cancelled_leaves_nothing(folder: Path, monkeypatch
     catalog = catalog_of(engine, str(folder))
     proving = asyncio.Event()
 
-    async def never(_rows: Any) -> Any:
+    async def never(*_: Any) -> Any:
         proving.set()
         await asyncio.Event().wait()
 

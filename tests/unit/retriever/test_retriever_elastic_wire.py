@@ -214,8 +214,8 @@ async def test_a_passage_that_the_server_refuses_is_named_and_the_rest_goes_in(s
             "disk",
         ),
         (429, {"error": {"type": "circuit_breaking_exception", "reason": "Data too large"}}, ResourceExhausted, "Data too large"),
-        (401, {"error": {"type": "security_exception", "reason": "unable to authenticate user [u]"}}, Unavailable, "credentials"),
-        (403, {"error": {"type": "security_exception", "reason": "action is unauthorized"}}, Unavailable, "credentials"),
+        (401, {"error": {"type": "security_exception", "reason": "unable to authenticate user [u]"}}, FailedPrecondition, "credentials"),
+        (403, {"error": {"type": "security_exception", "reason": "action is unauthorized"}}, FailedPrecondition, "credentials"),
         (503, {"error": {"type": "cluster_block_exception", "reason": "state not recovered"}}, Unavailable, "not recovered"),
         (502, "<html>Bad Gateway</html>", Unavailable, "Bad Gateway"),
         (

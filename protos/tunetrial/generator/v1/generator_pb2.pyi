@@ -167,6 +167,7 @@ class Decoding(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     TOP_LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    CONSTRAINT_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """Tokens at most, 1 to the service's limit; unset means 256."""
     temperature: _builtins.float
@@ -183,6 +184,10 @@ class Decoding(_message.Message):
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end generation, at most 8; not part of the answer."""
 
+    @_builtins.property
+    def constraint(self) -> Global___Constraint:
+        """What the text must be; unset means anything. Engines vllm, tgi (not choices) and openai (JSON schemas only) keep it, transformers does not."""
+
     def __init__(
         self,
         *,
@@ -193,10 +198,11 @@ class Decoding(_message.Message):
         seed: _builtins.int | None = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         top_log_probabilities: _builtins.int | None = ...,
+        constraint: Global___Constraint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_log_probabilities", b"_top_log_probabilities", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_log_probabilities", b"top_log_probabilities", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_log_probabilities", b"_top_log_probabilities", "_top_p", b"_top_p", "constraint", b"constraint", "max_tokens", b"max_tokens", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_log_probabilities", b"top_log_probabilities", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_log_probabilities", b"_top_log_probabilities", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_log_probabilities", b"top_log_probabilities", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_log_probabilities", b"_top_log_probabilities", "_top_p", b"_top_p", "constraint", b"constraint", "max_tokens", b"max_tokens", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_log_probabilities", b"top_log_probabilities", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -226,6 +232,64 @@ class Decoding(_message.Message):
 Global___Decoding: _TypeAlias = Decoding  # noqa: Y015
 
 @_typing.final
+class Constraint(_message.Message):
+    """What a text must be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    json_schema: _builtins.str
+    """A JSON schema, as JSON: the text is JSON that conforms to it."""
+    regex: _builtins.str
+    """A regular expression that the whole text matches, as the engine understands it."""
+    @_builtins.property
+    def choices(self) -> Global___Choices:
+        """Texts of which it is one."""
+
+    def __init__(
+        self,
+        *,
+        json_schema: _builtins.str = ...,
+        regex: _builtins.str = ...,
+        choices: Global___Choices | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["json_schema", "regex", "choices"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Constraint: _TypeAlias = Constraint  # noqa: Y015
+
+@_typing.final
+class Choices(_message.Message):
+    """Texts to choose from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At least one, all different."""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Choices: _TypeAlias = Choices  # noqa: Y015
+
+@_typing.final
 class Token(_message.Message):
     """A generated token."""
 
@@ -236,7 +300,7 @@ class Token(_message.Message):
     LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Id in the model's vocabulary."""
+    """Id in the model's vocabulary; -1 where the provider does not tell it."""
     text: _builtins.str
     """Its text."""
     log_probability: _builtins.float
@@ -271,7 +335,7 @@ class TopToken(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Id in the model's vocabulary."""
+    """Id in the model's vocabulary; -1 where the provider does not tell it."""
     text: _builtins.str
     """Its text."""
     log_probability: _builtins.float
@@ -876,6 +940,8 @@ class Model(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     LOAD_TIME_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    REJECTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name to ask for."""
     kind: Global___ModelKind.ValueType
@@ -891,7 +957,9 @@ class Model(_message.Message):
     target: _builtins.str
     """Adapter or base that an alias points to; empty for others."""
     context_tokens: _builtins.int
-    """Longest prompt and answer together, in tokens."""
+    """Longest prompt and answer together, in tokens; 0 when unknown."""
+    engine: _builtins.str
+    """What runs it: transformers, vllm, tgi or openai; empty for an alias of something that is not loaded."""
     @_builtins.property
     def proof(self) -> Global___AdapterProof:
         """Evidence that an adapter is applied; unset for others."""
@@ -899,6 +967,10 @@ class Model(_message.Message):
     @_builtins.property
     def load_time(self) -> _timestamp_pb2.Timestamp:
         """When it was loaded, or the alias last set."""
+
+    @_builtins.property
+    def rejection(self) -> _common_pb2.Failure:
+        """Why an adapter does not answer; unset when it does."""
 
     def __init__(
         self,
@@ -913,17 +985,23 @@ class Model(_message.Message):
         target: _builtins.str = ...,
         context_tokens: _builtins.int = ...,
         load_time: _timestamp_pb2.Timestamp | None = ...,
+        engine: _builtins.str = ...,
+        rejection: _common_pb2.Failure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_proof", b"_proof", "_state", b"_state", "load_time", b"load_time", "proof", b"proof", "state", b"state"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_proof", b"_proof", "_rejection", b"_rejection", "_state", b"_state", "load_time", b"load_time", "proof", b"proof", "rejection", b"rejection", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_proof", b"_proof", "_state", b"_state", "base", b"base", "context_tokens", b"context_tokens", "kind", b"kind", "load_time", b"load_time", "name", b"name", "proof", b"proof", "state", b"state", "target", b"target", "uri", b"uri", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_proof", b"_proof", "_rejection", b"_rejection", "_state", b"_state", "base", b"base", "context_tokens", b"context_tokens", "engine", b"engine", "kind", b"kind", "load_time", b"load_time", "name", b"name", "proof", b"proof", "rejection", b"rejection", "state", b"state", "target", b"target", "uri", b"uri", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__proof: _TypeAlias = _typing.Literal["proof"]  # noqa: Y015
     _WhichOneofArgType__proof: _TypeAlias = _typing.Literal["_proof", b"_proof"]  # noqa: Y015
+    _WhichOneofReturnType__rejection: _TypeAlias = _typing.Literal["rejection"]  # noqa: Y015
+    _WhichOneofArgType__rejection: _TypeAlias = _typing.Literal["_rejection", b"_rejection"]  # noqa: Y015
     _WhichOneofReturnType__state: _TypeAlias = _typing.Literal["state"]  # noqa: Y015
     _WhichOneofArgType__state: _TypeAlias = _typing.Literal["_state", b"_state"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__proof) -> _WhichOneofReturnType__proof | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rejection) -> _WhichOneofReturnType__rejection | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__state) -> _WhichOneofReturnType__state | None: ...
 
@@ -941,6 +1019,7 @@ class AdapterProof(_message.Message):
     DIFFERENCE_FROM_MANIFEST_FIELD_NUMBER: _builtins.int
     TOLERANCE_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    REPLICA_COUNT_FIELD_NUMBER: _builtins.int
     canary_count: _builtins.int
     """Canary prompts used."""
     difference_from_base: _builtins.float
@@ -948,9 +1027,11 @@ class AdapterProof(_message.Message):
     base_noise: _builtins.float
     """Largest difference between two runs of the base, in nats: the engine's own noise."""
     difference_from_manifest: _builtins.float
-    """Largest difference from the log-probabilities in the adapter's manifest, in nats; unset when the manifest holds none."""
+    """Largest difference from the log-probabilities of base and adapter in the adapter's manifest, in nats; unset when the manifest holds none."""
     tolerance: _builtins.float
     """Tolerance for that difference, in nats."""
+    replica_count: _builtins.int
+    """Processes of the engine on each of which it was made; differences are those of the worst."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When the proof was made."""
@@ -964,10 +1045,11 @@ class AdapterProof(_message.Message):
         difference_from_manifest: _builtins.float | None = ...,
         tolerance: _builtins.float = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        replica_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_difference_from_manifest", b"_difference_from_manifest", "difference_from_manifest", b"difference_from_manifest", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_difference_from_manifest", b"_difference_from_manifest", "base_noise", b"base_noise", "canary_count", b"canary_count", "difference_from_base", b"difference_from_base", "difference_from_manifest", b"difference_from_manifest", "time", b"time", "tolerance", b"tolerance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_difference_from_manifest", b"_difference_from_manifest", "base_noise", b"base_noise", "canary_count", b"canary_count", "difference_from_base", b"difference_from_base", "difference_from_manifest", b"difference_from_manifest", "replica_count", b"replica_count", "time", b"time", "tolerance", b"tolerance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__difference_from_manifest: _TypeAlias = _typing.Literal["difference_from_manifest"]  # noqa: Y015
     _WhichOneofArgType__difference_from_manifest: _TypeAlias = _typing.Literal["_difference_from_manifest", b"_difference_from_manifest"]  # noqa: Y015
@@ -1231,6 +1313,64 @@ class SetAliasResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetAliasResponse: _TypeAlias = SetAliasResponse  # noqa: Y015
+
+@_typing.final
+class RollbackAliasRequest(_message.Message):
+    """An alias to set back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    EXPECTED_TARGET_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """The alias."""
+    expected_target: _builtins.str
+    """Set back only if this is its target now; unset means whatever it is."""
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        expected_target: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_target", b"_expected_target", "expected_target", b"expected_target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_target", b"_expected_target", "alias", b"alias", "expected_target", b"expected_target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_target: _TypeAlias = _typing.Literal["expected_target"]  # noqa: Y015
+    _WhichOneofArgType__expected_target: _TypeAlias = _typing.Literal["_expected_target", b"_expected_target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_target) -> _WhichOneofReturnType__expected_target | None: ...
+
+Global___RollbackAliasRequest: _TypeAlias = RollbackAliasRequest  # noqa: Y015
+
+@_typing.final
+class RollbackAliasResponse(_message.Message):
+    """The alias as it now is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """The alias."""
+
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___AliasChange]:
+        """All targets, newest first, this one included."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+        history: _abc.Iterable[Global___AliasChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackAliasResponse: _TypeAlias = RollbackAliasResponse  # noqa: Y015
 
 @_typing.final
 class AliasChange(_message.Message):

@@ -28,8 +28,10 @@ if _version_not_supported:
 class GeneratorServiceStub:
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
-    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL; UNAVAILABLE ENGINE_UNAVAILABLE;
-    DEADLINE_EXCEEDED. Cancelling a call frees its place in the engine at once.
+    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
+    with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
+    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Cancelling a call
+    frees its place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
     """
 
     def __init__(self, channel):
@@ -88,13 +90,20 @@ class GeneratorServiceStub:
                 request_serializer=tunetrial_dot_generator_dot_v1_dot_generator__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=tunetrial_dot_generator_dot_v1_dot_generator__pb2.SetAliasResponse.FromString,
                 _registered_method=True)
+        self.RollbackAlias = channel.unary_unary(
+                '/tunetrial.generator.v1.GeneratorService/RollbackAlias',
+                request_serializer=tunetrial_dot_generator_dot_v1_dot_generator__pb2.RollbackAliasRequest.SerializeToString,
+                response_deserializer=tunetrial_dot_generator_dot_v1_dot_generator__pb2.RollbackAliasResponse.FromString,
+                _registered_method=True)
 
 
 class GeneratorServiceServicer:
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
-    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL; UNAVAILABLE ENGINE_UNAVAILABLE;
-    DEADLINE_EXCEEDED. Cancelling a call frees its place in the engine at once.
+    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
+    with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
+    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Cancelling a call
+    frees its place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
     """
 
     def Generate(self, request, context):
@@ -142,8 +151,10 @@ class GeneratorServiceServicer:
     def LoadAdapter(self, request, context):
         """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
         FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
-        log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
-        Loading the same weights under the same name again returns the adapter.
+        log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
+        ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+        Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
+        engine, proven anew each time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,6 +177,14 @@ class GeneratorServiceServicer:
     def SetAlias(self, request, context):
         """Points an alias at a model, atomically; earlier targets are kept as history. NOT_FOUND MODEL_NOT_FOUND; ABORTED ALIAS_CHANGED when
         `expected_target` no longer holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAlias(self, request, context):
+        """Points an alias back at what it stood for before its last change, atomically; that is a change as well. NOT_FOUND ALIAS_NOT_FOUND;
+        FAILED_PRECONDITION ALIAS_HAS_NO_HISTORY, and SetAlias's errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -224,6 +243,11 @@ def add_GeneratorServiceServicer_to_server(servicer, server):
                     request_deserializer=tunetrial_dot_generator_dot_v1_dot_generator__pb2.SetAliasRequest.FromString,
                     response_serializer=tunetrial_dot_generator_dot_v1_dot_generator__pb2.SetAliasResponse.SerializeToString,
             ),
+            'RollbackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAlias,
+                    request_deserializer=tunetrial_dot_generator_dot_v1_dot_generator__pb2.RollbackAliasRequest.FromString,
+                    response_serializer=tunetrial_dot_generator_dot_v1_dot_generator__pb2.RollbackAliasResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'tunetrial.generator.v1.GeneratorService', rpc_method_handlers)
@@ -235,8 +259,10 @@ def add_GeneratorServiceServicer_to_server(servicer, server):
 class GeneratorService:
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
-    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL; UNAVAILABLE ENGINE_UNAVAILABLE;
-    DEADLINE_EXCEEDED. Cancelling a call frees its place in the engine at once.
+    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
+    with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
+    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Cancelling a call
+    frees its place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
     """
 
     @staticmethod
@@ -499,6 +525,33 @@ class GeneratorService:
             '/tunetrial.generator.v1.GeneratorService/SetAlias',
             tunetrial_dot_generator_dot_v1_dot_generator__pb2.SetAliasRequest.SerializeToString,
             tunetrial_dot_generator_dot_v1_dot_generator__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunetrial.generator.v1.GeneratorService/RollbackAlias',
+            tunetrial_dot_generator_dot_v1_dot_generator__pb2.RollbackAliasRequest.SerializeToString,
+            tunetrial_dot_generator_dot_v1_dot_generator__pb2.RollbackAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,8 +29,10 @@ GRPC_VERSION: str
 class GeneratorServiceStub:
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
-    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL; UNAVAILABLE ENGINE_UNAVAILABLE;
-    DEADLINE_EXCEEDED. Cancelling a call frees its place in the engine at once.
+    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
+    with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
+    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Cancelling a call
+    frees its place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
     """
 
     @_typing.overload
@@ -52,8 +54,10 @@ class GeneratorServiceStub:
     LoadAdapter: _grpc.UnaryUnaryMultiCallable[_generator_pb2.LoadAdapterRequest, _generator_pb2.LoadAdapterResponse]
     """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
     FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
-    log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
-    Loading the same weights under the same name again returns the adapter.
+    log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
+    ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+    Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
+    engine, proven anew each time.
     """
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_generator_pb2.UnloadAdapterRequest, _generator_pb2.UnloadAdapterResponse]
     """Takes an adapter out; its running requests finish first. NOT_FOUND MODEL_NOT_FOUND; FAILED_PRECONDITION ADAPTER_HAS_ALIAS."""
@@ -63,13 +67,19 @@ class GeneratorServiceStub:
     """Points an alias at a model, atomically; earlier targets are kept as history. NOT_FOUND MODEL_NOT_FOUND; ABORTED ALIAS_CHANGED when
     `expected_target` no longer holds.
     """
+    RollbackAlias: _grpc.UnaryUnaryMultiCallable[_generator_pb2.RollbackAliasRequest, _generator_pb2.RollbackAliasResponse]
+    """Points an alias back at what it stood for before its last change, atomically; that is a change as well. NOT_FOUND ALIAS_NOT_FOUND;
+    FAILED_PRECONDITION ALIAS_HAS_NO_HISTORY, and SetAlias's errors.
+    """
 
 @_typing.type_check_only
 class GeneratorServiceAsyncStub(GeneratorServiceStub):
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
-    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL; UNAVAILABLE ENGINE_UNAVAILABLE;
-    DEADLINE_EXCEEDED. Cancelling a call frees its place in the engine at once.
+    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
+    with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
+    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Cancelling a call
+    frees its place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -88,8 +98,10 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
     LoadAdapter: _aio.UnaryUnaryMultiCallable[_generator_pb2.LoadAdapterRequest, _generator_pb2.LoadAdapterResponse]  # type: ignore[assignment]
     """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
     FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
-    log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
-    Loading the same weights under the same name again returns the adapter.
+    log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
+    ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+    Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
+    engine, proven anew each time.
     """
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_generator_pb2.UnloadAdapterRequest, _generator_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
     """Takes an adapter out; its running requests finish first. NOT_FOUND MODEL_NOT_FOUND; FAILED_PRECONDITION ADAPTER_HAS_ALIAS."""
@@ -99,12 +111,18 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
     """Points an alias at a model, atomically; earlier targets are kept as history. NOT_FOUND MODEL_NOT_FOUND; ABORTED ALIAS_CHANGED when
     `expected_target` no longer holds.
     """
+    RollbackAlias: _aio.UnaryUnaryMultiCallable[_generator_pb2.RollbackAliasRequest, _generator_pb2.RollbackAliasResponse]  # type: ignore[assignment]
+    """Points an alias back at what it stood for before its last change, atomically; that is a change as well. NOT_FOUND ALIAS_NOT_FOUND;
+    FAILED_PRECONDITION ALIAS_HAS_NO_HISTORY, and SetAlias's errors.
+    """
 
 class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
-    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL; UNAVAILABLE ENGINE_UNAVAILABLE;
-    DEADLINE_EXCEEDED. Cancelling a call frees its place in the engine at once.
+    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
+    with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
+    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Cancelling a call
+    frees its place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
     """
 
     @_abc_1.abstractmethod
@@ -163,8 +181,10 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_generator_pb2.LoadAdapterResponse, _abc.Awaitable[_generator_pb2.LoadAdapterResponse]]:
         """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
         FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
-        log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
-        Loading the same weights under the same name again returns the adapter.
+        log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
+        ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+        Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
+        engine, proven anew each time.
         """
 
     @_abc_1.abstractmethod
@@ -191,6 +211,16 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_generator_pb2.SetAliasResponse, _abc.Awaitable[_generator_pb2.SetAliasResponse]]:
         """Points an alias at a model, atomically; earlier targets are kept as history. NOT_FOUND MODEL_NOT_FOUND; ABORTED ALIAS_CHANGED when
         `expected_target` no longer holds.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackAlias(
+        self,
+        request: _generator_pb2.RollbackAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generator_pb2.RollbackAliasResponse, _abc.Awaitable[_generator_pb2.RollbackAliasResponse]]:
+        """Points an alias back at what it stood for before its last change, atomically; that is a change as well. NOT_FOUND ALIAS_NOT_FOUND;
+        FAILED_PRECONDITION ALIAS_HAS_NO_HISTORY, and SetAlias's errors.
         """
 
 def add_GeneratorServiceServicer_to_server(servicer: GeneratorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

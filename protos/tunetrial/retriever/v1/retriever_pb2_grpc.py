@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class RetrieverServiceStub:
     """Keeps sealed, immutable indexes of passages and searches them by words, by meaning, or by both.
-    Every rpc may answer UNAVAILABLE (INDEX_STORE_UNAVAILABLE) when the store behind it is away.
+    Every rpc may answer UNAVAILABLE (INDEX_STORE_UNAVAILABLE) when the store behind it is away, and FAILED_PRECONDITION (INDEX_STORE_DENIED)
+    when it does not accept the service's credentials.
     """
 
     def __init__(self, channel):
@@ -80,7 +81,8 @@ class RetrieverServiceStub:
 
 class RetrieverServiceServicer:
     """Keeps sealed, immutable indexes of passages and searches them by words, by meaning, or by both.
-    Every rpc may answer UNAVAILABLE (INDEX_STORE_UNAVAILABLE) when the store behind it is away.
+    Every rpc may answer UNAVAILABLE (INDEX_STORE_UNAVAILABLE) when the store behind it is away, and FAILED_PRECONDITION (INDEX_STORE_DENIED)
+    when it does not accept the service's credentials.
     """
 
     def CreateIndex(self, request, context):
@@ -196,7 +198,8 @@ def add_RetrieverServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RetrieverService:
     """Keeps sealed, immutable indexes of passages and searches them by words, by meaning, or by both.
-    Every rpc may answer UNAVAILABLE (INDEX_STORE_UNAVAILABLE) when the store behind it is away.
+    Every rpc may answer UNAVAILABLE (INDEX_STORE_UNAVAILABLE) when the store behind it is away, and FAILED_PRECONDITION (INDEX_STORE_DENIED)
+    when it does not accept the service's credentials.
     """
 
     @staticmethod

@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class RetrieverServiceStub:
     """Keeps sealed, immutable indexes of passages and searches them by words, by meaning, or by both.
-    Every rpc may answer UNAVAILABLE (INDEX_STORE_UNAVAILABLE) when the store behind it is away.
+    Every rpc may answer UNAVAILABLE (INDEX_STORE_UNAVAILABLE) when the store behind it is away, and FAILED_PRECONDITION (INDEX_STORE_DENIED)
+    when it does not accept the service's credentials.
     """
 
     @_typing.overload
@@ -63,7 +64,8 @@ class RetrieverServiceStub:
 @_typing.type_check_only
 class RetrieverServiceAsyncStub(RetrieverServiceStub):
     """Keeps sealed, immutable indexes of passages and searches them by words, by meaning, or by both.
-    Every rpc may answer UNAVAILABLE (INDEX_STORE_UNAVAILABLE) when the store behind it is away.
+    Every rpc may answer UNAVAILABLE (INDEX_STORE_UNAVAILABLE) when the store behind it is away, and FAILED_PRECONDITION (INDEX_STORE_DENIED)
+    when it does not accept the service's credentials.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -94,7 +96,8 @@ class RetrieverServiceAsyncStub(RetrieverServiceStub):
 
 class RetrieverServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps sealed, immutable indexes of passages and searches them by words, by meaning, or by both.
-    Every rpc may answer UNAVAILABLE (INDEX_STORE_UNAVAILABLE) when the store behind it is away.
+    Every rpc may answer UNAVAILABLE (INDEX_STORE_UNAVAILABLE) when the store behind it is away, and FAILED_PRECONDITION (INDEX_STORE_DENIED)
+    when it does not accept the service's credentials.
     """
 
     @_abc_1.abstractmethod

@@ -1,18 +1,19 @@
-"""Aliases and their history in a database, by SQLAlchemy. Knows no models."""
+"""Adapters that shall be served, aliases and their history in a database, by SQLAlchemy. Knows no engine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import DateTime, String, UniqueConstraint, select
+from sqlalchemy import DateTime, String, UniqueConstraint, delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from services.common.errors import Aborted
-from services.generator.domain import AliasChange
+from services.generator.domain import AliasChange, Placed
 
 
 class _Table(DeclarativeBase):
@@ -33,22 +34,41 @@ class _Change(_Table):
     """In UTC; SQLite keeps no zone."""
 
 
-class SqlAlchemyAliases:
-    """Aliases in a file of their own."""
+class _Adapter(_Table):
+    __tablename__ = "adapters"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    uri: Mapped[str]
+    base: Mapped[str] = mapped_column(String(200))
+    weights_sha256: Mapped[str] = mapped_column(String(64))
+
+
+class SqlAlchemyModels:
+    """What is to be served, in a file of its own."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
         self._engine: AsyncEngine | None = None
 
-    async def current(self) -> Mapping[str, AliasChange]:
-        """Every alias as it now is. Opens the database."""
+    async def open(self) -> None:
+        """Opens the database, and makes it where there is none."""
         self._data_dir.mkdir(parents=True, exist_ok=True)
-        self._engine = create_async_engine(f"sqlite+aiosqlite:///{self._data_dir / 'aliases.sqlite'}")
+        self._engine = create_async_engine(f"sqlite+aiosqlite:///{self._data_dir / 'models.sqlite'}")
         async with self._engine.begin() as connection:
             await connection.run_sync(_Table.metadata.create_all)
+
+    async def current(self) -> Mapping[str, AliasChange]:
+        """Every alias as it now is."""
         async with self._sessions() as session:
             rows = await session.scalars(select(_Change).order_by(_Change.number))
             return {row.alias: _change(row) for row in rows}
+
+    async def history(self, alias: str) -> tuple[AliasChange, ...]:
+        """What an alias has stood for, newest first."""
+        async with self._sessions() as session:
+            rows = await session.scalars(select(_Change).where(_Change.alias == alias).order_by(_Change.number.desc()))
+            return tuple(map(_change, rows))
 
     async def set(self, alias: str, target: str, expected: str | None) -> tuple[AliasChange, ...]:
         """Adds a change; the history, newest first. Raises Aborted ALIAS_CHANGED when the target now is not `expected` ("": none)."""
@@ -67,6 +87,25 @@ class SqlAlchemyAliases:
             await session.refresh(added)
             return tuple(_change(row) for row in (added, *rows))
 
+    async def adapters(self) -> Sequence[Placed]:
+        """All adapters that were loaded and not unloaded, in the order of loading."""
+        async with self._sessions() as session:
+            rows = await session.scalars(select(_Adapter).order_by(_Adapter.id))
+            return [Placed(row.name, row.uri, row.base, row.weights_sha256) for row in rows]
+
+    async def place(self, adapter: Placed) -> None:
+        """Keeps an adapter; one of the same name is replaced."""
+        async with self._sessions() as session:
+            await session.execute(delete(_Adapter).where(_Adapter.name == adapter.name))
+            session.add(_Adapter(**asdict(adapter)))
+            await session.commit()
+
+    async def displace(self, name: str) -> None:
+        """Forgets an adapter."""
+        async with self._sessions() as session:
+            await session.execute(delete(_Adapter).where(_Adapter.name == name))
+            await session.commit()
+
     async def close(self) -> None:
         """Closes the database."""
         if self._engine is not None:
@@ -75,7 +114,7 @@ class SqlAlchemyAliases:
     @property
     def _sessions(self) -> async_sessionmaker[AsyncSession]:
         if self._engine is None:
-            raise RuntimeError("aliases are read with current() first")
+            raise RuntimeError("the database is opened first")
         return async_sessionmaker(self._engine, expire_on_commit=False)
 
 

@@ -1,0 +1,79 @@
+"""What vLLM answers to a completion, whole or in pieces, as a generation. Knows no connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from openai.types import Completion
+
+from services.common.errors import Internal
+from services.generator.domain import Finish, Generation, Token, TopToken, Work
+from services.generator.replicas import away
+
+
+class Answer:
+    """Takes what comes and adds it up."""
+
+    def __init__(self, spell: Callable[[int], str], *, wanted: int | None) -> None:
+        """`spell` gives the text of a token; `wanted` rivals of each token, None for no log-probabilities at all."""
+        self._spell, self._wanted = spell, wanted
+        self.begun = False
+        """Whether any text has come."""
+        self._texts: list[str] = []
+        self._tokens: list[Token] = []
+        self._finish: Finish | None = None
+        self._prompt_tokens = self._completion_tokens = 0
+
+    def take(self, part: Completion, model: str) -> str:
+        """The text of a part. Raises Internal MODEL_DIFFERS when it is not of `model`."""
+        if part.model != model:
+            raise Internal("MODEL_DIFFERS", "vLLM was asked for {model} and answered as {other}", model=model, other=part.model)
+        if part.usage is not None:
+            self._prompt_tokens, self._completion_tokens = part.usage.prompt_tokens, part.usage.completion_tokens
+        if not part.choices:
+            return ""
+        choice = part.choices[0]
+        self.begun = self.begun or bool(choice.text)
+        self._texts.append(choice.text)
+        if self._wanted is not None and choice.logprobs is not None:
+            self._add_tokens(choice.logprobs)
+        reason: str | None = choice.finish_reason
+        if reason is not None:
+            stopped_by = (choice.model_extra or {}).get("stop_reason")
+            self._finish = Finish.LENGTH if reason == "length" else Finish.STOP if isinstance(stopped_by, str) else Finish.END
+        return choice.text
+
+    def check_ended(self, name: str) -> None:
+        """Raises Unavailable ENGINE_UNAVAILABLE when the answer breaks off."""
+        if self._finish is None:
+            raise away(name, "its answer broke off")
+
+    def generation(self, work: Work, latency_ms: float, seed: int | None) -> Generation:
+        """The whole. What it costs to run an engine of one's own is not known here."""
+        assert self._finish is not None  # noqa: S101  looked at before
+        text = "".join(self._texts)
+        return Generation(
+            text,
+            self._finish,
+            self._prompt_tokens or len(work.encoded.tokens),
+            self._completion_tokens,
+            latency_ms,
+            None,
+            tuple(self._tokens),
+            seed,
+        )
+
+    def _add_tokens(self, found: Any) -> None:
+        for name, value, rivals in zip(found.tokens, found.token_logprobs, found.top_logprobs or (), strict=True):
+            token = _id(name)
+            self._tokens.append(Token(token, self._spell(token), value, self._top(rivals or {})))
+
+    def _top(self, rivals: Mapping[str, float]) -> tuple[TopToken, ...]:
+        # vLLM adds the token that was taken where it is not among the best.
+        best = sorted(rivals.items(), key=lambda rival: -rival[1])[: self._wanted]
+        return tuple(TopToken(_id(name), self._spell(_id(name)), value) for name, value in best)
+
+
+def _id(name: str) -> int:
+    return int(name.removeprefix("token_id:"))

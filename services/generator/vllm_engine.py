@@ -1,0 +1,315 @@
+"""A base model and its adapters on vLLM, in one process or several (client: openai). Knows no wire and no proof.
+
+Prompts go as tokens, made here by the base's own tokenizer: what is counted and what is proven is what the model sees. vLLM's own list of
+models is the truth about which adapters a replica has. A name that a replica does not have is refused by vLLM, never answered by the base.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import re
+import secrets
+import shutil
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+import openai
+import structlog
+from openai.types import Completion
+
+from services.common.errors import FailedPrecondition, TunetrialError, Unavailable
+from services.generator.adapter_config import check_plain_lora
+from services.generator.chat_tokenizer import ChatTokenizer
+from services.generator.domain import Base, Canary, ConstraintKind, Encoded, Generation, Prompt, Replica, Work
+from services.generator.engine_settings import VllmSettings
+from services.generator.model_files import base_sha256, model_folder
+from services.generator.openai_errors import explained, said
+from services.generator.replicas import Remote, Remotes, away
+from services.generator.vllm_answer import Answer
+
+_log = structlog.get_logger()
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
+
+_STARTED = re.compile(rb"^process_start_time_seconds (\S+)", re.MULTILINE)
+_CONSTRAINTS = {ConstraintKind.JSON_SCHEMA: "json", ConstraintKind.REGEX: "regex", ConstraintKind.CHOICE: "choice"}
+_LOOK_S = 10.0
+_LOAD_S = 300.0
+
+
+class VllmEngine:
+    """One base, on replicas that all serve the same adapters."""
+
+    def __init__(self, name: str, settings: VllmSettings) -> None:
+        """Contacts nothing. Raises ValueError when an API key is not to be had."""
+        self._name, self._settings = name, settings
+        self._served = settings.model or name
+        key = settings.api_key()
+        self._remotes = Remotes(
+            name,
+            {
+                url.rstrip("/"): openai.AsyncOpenAI(
+                    base_url=f"{url.rstrip('/')}/v1",
+                    api_key=key.get_secret_value() if key is not None else "none",
+                    timeout=openai.Timeout(settings.timeout_s, connect=settings.connect_timeout_s),
+                    max_retries=0,  # a request that fails goes to another replica
+                    http_client=openai.DefaultAsyncHttpxClient(verify=settings.trust()),
+                )
+                for url in settings.urls
+            },
+        )
+        self._text_thread = ThreadPoolExecutor(1, f"text-{name}")
+        self._tokenizer: ChatTokenizer | None = None
+        self._spell: Callable[[int], str] = str
+        self._weights_sha256 = ""
+        """What `source` holds; that vLLM serves the same shows in the proof of each adapter."""
+        self._base: Base | None = None
+
+    @property
+    def base(self) -> Base:
+        """The base model. Raises Unavailable ENGINE_UNAVAILABLE until a replica was seen."""
+        if self._base is None:
+            raise away(self._name, "it was not there yet")
+        return self._base
+
+    @property
+    def capacity(self) -> int:
+        """Requests at once, over all replicas."""
+        return self._settings.concurrency
+
+    @property
+    def epoch(self) -> int:
+        """Never changes: a replica that is another process lacks the adapters that it was given, and vLLM says so."""
+        return 0
+
+    async def prepare(self) -> None:
+        """Reads the tokenizer and looks for the replicas, which may come later. Raises ValueError when there is no tokenizer."""
+        try:
+            folder = await asyncio.to_thread(partial(model_folder, self._settings.source, weights=False))
+            self._tokenizer = await asyncio.to_thread(ChatTokenizer, self._name, folder)
+            self._weights_sha256 = await asyncio.to_thread(base_sha256, folder)
+        except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"no tokenizer for model {self._name} in {self._settings.source}: {why}") from error
+        self._spell = self._tokenizer.speller()
+        try:
+            await self.replicas()
+        except TunetrialError as error:
+            _log.warning("an engine is away for now", model=self._name, message=error.message)
+
+    async def replicas(self) -> tuple[Replica, ...]:
+        """What can be reached now, by address and start of the process."""
+        looks = await asyncio.gather(*(self._look(remote) for remote in self._remotes.all), return_exceptions=True)
+        found = [look for look in looks if isinstance(look, Replica)]
+        for remote, look in zip(self._remotes.all, looks, strict=True):
+            if isinstance(look, Replica):
+                remote.identity = look.identity
+            elif isinstance(look, TunetrialError):
+                remote.identity = ""
+            else:
+                raise look
+        if not found:
+            raise next(look for look in looks if isinstance(look, TunetrialError))
+        return tuple(found)
+
+    async def _look(self, remote: Remote[openai.AsyncOpenAI]) -> Replica:
+        with explained(self._name):
+            models = (await remote.client.models.list(timeout=_LOOK_S)).data
+            metrics = await remote.client.get(f"{remote.url}/metrics", cast_to=httpx2.Response, options={"timeout": _LOOK_S})
+        own: dict[str, Any] = {model.id: model.model_extra or {} for model in models}
+        if self._served not in own or own[self._served].get("parent"):
+            message = "{url} serves {served}, and not model {name}: mend TUNETRIAL_ENGINES or start vLLM with --served-model-name"
+            served = ", ".join(own)
+            raise FailedPrecondition("ENGINE_LACKS_MODEL", message, url=remote.url, served=served, name=self._served)
+        if self._base is None:
+            context = int(own[self._served].get("max_model_len") or 0)
+            self._base = Base(self._name, self._settings.source, self._weights_sha256, context, datetime.now(UTC), "vllm")
+        started = _STARTED.search(metrics.content)
+        identity = f"{remote.url} {started[1].decode() if started else ''}"
+        return Replica(identity, frozenset(name for name, model in own.items() if model.get("parent") == self._served))
+
+    async def encode(self, prompt: Prompt) -> Encoded:
+        """Tokens of a prompt."""
+        return await self._on_text_thread(self._ready_tokenizer().encode, prompt)
+
+    async def generate(self, work: Work) -> AsyncGenerator[str | Generation, None]:
+        """Pieces of text if wanted, then the whole; a replica that cannot be reached is left for another one, until text has come."""
+        started, decoding = time.perf_counter(), work.decoding
+        seed = None
+        if not decoding.greedy:
+            seed = secrets.randbits(63) if decoding.seed is None else decoding.seed
+        request = self._request(work, seed)
+        failed: Unavailable | None = None
+        for remote in self._remotes.to_try(work.among):
+            answer = Answer(self._spell, wanted=decoding.top_log_probabilities)
+            with remote.at_work():
+                try:
+                    async for piece in self._ask(remote, request, answer, stream=work.stream):
+                        yield piece
+                except Unavailable as error:
+                    remote.failed()
+                    if answer.begun:
+                        raise
+                    failed = error
+                    continue
+            yield answer.generation(work, (time.perf_counter() - started) * 1e3, seed)
+            return
+        raise failed or away(self._name, "no replica answered")
+
+    async def _ask(
+        self, remote: Remote[openai.AsyncOpenAI], request: dict[str, Any], answer: Answer, *, stream: bool
+    ) -> AsyncGenerator[str, None]:
+        with explained(self._name):
+            if not stream:
+                answer.take(await remote.client.completions.create(**request), request["model"])
+                return
+            chunks: openai.AsyncStream[Completion] = await remote.client.completions.create(
+                **request, stream=True, stream_options={"include_usage": True}
+            )
+            async with chunks:
+                async for chunk in chunks:
+                    if piece := answer.take(chunk, request["model"]):
+                        yield piece
+        answer.check_ended(self._name)
+
+    def _request(self, work: Work, seed: int | None) -> dict[str, Any]:
+        decoding = work.decoding
+        extra: dict[str, Any] = {"return_tokens_as_token_ids": True}
+        if decoding.top_k is not None:
+            extra["top_k"] = decoding.top_k
+        if decoding.constraint is not None:
+            values = decoding.constraint.values
+            several = decoding.constraint.kind is ConstraintKind.CHOICE
+            extra["structured_outputs"] = {_CONSTRAINTS[decoding.constraint.kind]: list(values) if several else values[0]}
+        return {
+            "model": work.adapter or self._served,
+            "prompt": list(work.encoded.tokens),
+            "max_tokens": work.max_tokens,
+            "temperature": decoding.temperature or 0.0,
+            "top_p": decoding.top_p if decoding.top_p is not None else 1.0,
+            "seed": seed,
+            "stop": list(decoding.stop) or None,
+            "logprobs": decoding.top_log_probabilities,
+            "extra_body": extra,
+        }
+
+    async def load_adapter(self, adapter: str, folder: Path, among: frozenset[str] = frozenset()) -> None:
+        """Puts an adapter into every replica or into none; with `among` into those of these identities."""
+        await asyncio.to_thread(check_plain_lora, folder, "vLLM")
+        path = await asyncio.to_thread(self._share, folder)
+        chosen = [remote for remote in self._remotes.all if not among or remote.identity in among]
+        done = await asyncio.gather(*(self._load(remote, adapter, path) for remote in chosen), return_exceptions=True)
+        failures = [one for one in done if isinstance(one, BaseException)]
+        if failures:
+            await self._unload([remote for remote, one in zip(chosen, done, strict=True) if one is None], adapter)
+            raise failures[0]
+
+    async def _load(self, remote: Remote[openai.AsyncOpenAI], adapter: str, path: str) -> None:
+        body = {"lora_name": adapter, "lora_path": path, "load_inplace": True}
+        with explained(self._name):
+            try:
+                await remote.client.post("/load_lora_adapter", body=body, cast_to=httpx2.Response, options={"timeout": _LOAD_S})
+            except (openai.BadRequestError, openai.InternalServerError) as error:
+                message = "vLLM at {url} refuses adapter {adapter}: {why}"
+                raise FailedPrecondition("ADAPTER_REFUSED", message, url=remote.url, adapter=adapter, why=said(error)) from error
+            except openai.NotFoundError as error:
+                message = (
+                    "vLLM at {url} takes no adapters ({why}): start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, "
+                    "and let it see {path}"
+                )
+                raise FailedPrecondition("ADAPTER_REFUSED", message, url=remote.url, path=path, why=said(error)) from error
+
+    async def unload_adapter(self, adapter: str) -> None:
+        """Takes an adapter out of every replica that can be reached; one that is away comes back without it."""
+        await self._unload([remote for remote in self._remotes.all if remote.identity], adapter)
+
+    async def _unload(self, remotes: Sequence[Remote[openai.AsyncOpenAI]], adapter: str) -> None:
+        async def one(remote: Remote[openai.AsyncOpenAI]) -> None:
+            try:
+                await remote.client.post("/unload_lora_adapter", body={"lora_name": adapter}, cast_to=httpx2.Response)
+            except openai.NotFoundError:
+                pass  # it is not in
+            except openai.APIError as error:
+                _log.warning("an adapter could not be taken out", adapter=adapter, url=remote.url, error=said(error))
+
+        await asyncio.gather(*(one(remote) for remote in remotes))
+
+    async def score(self, rows: Sequence[tuple[str | None, Canary]], replica: str) -> tuple[tuple[float, ...], ...]:
+        """Log-probabilities of the completions' tokens; all are asked for at once, so that vLLM mixes the rows in its batches.
+
+        Each token is a request of its own that may take that token only and says how probable it was before it was forced. (vLLM's
+        `prompt_logprobs` would do it in one request, but with adapters in the batch it fails and takes the engine with it.)
+        """
+        remote = self._remotes.named(replica)
+        encoded = [await self._on_text_thread(self._ready_tokenizer().encode_canary, canary) for _, canary in rows]
+        return tuple(
+            await asyncio.gather(
+                *(self._score(remote, adapter, *texts) for (adapter, _), texts in zip(rows, encoded, strict=True)),
+            )
+        )
+
+    async def _score(
+        self, remote: Remote[openai.AsyncOpenAI], adapter: str | None, prompt: tuple[int, ...], completion: tuple[int, ...]
+    ) -> tuple[float, ...]:
+        model = adapter or self._served
+
+        async def one(place: int) -> float:
+            with explained(self._name):
+                scored = await remote.client.completions.create(
+                    model=model,
+                    prompt=[*prompt, *completion[:place]],
+                    max_tokens=1,
+                    temperature=0.0,
+                    logprobs=0,
+                    extra_body={"allowed_token_ids": [completion[place]], "return_tokens_as_token_ids": True},
+                )
+            found = scored.choices[0].logprobs
+            if scored.model != model or found is None or found.tokens != [f"token_id:{completion[place]}"] or not found.token_logprobs:
+                message = "vLLM at {url} gives no log-probability of a token that is asked for: adapters cannot be proven there"
+                raise FailedPrecondition("ENGINE_CANNOT_SCORE", message, url=remote.url)
+            return float(found.token_logprobs[0] if found.token_logprobs[0] is not None else math.nan)
+
+        return tuple(await asyncio.gather(*(one(place) for place in range(len(completion)))))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        self._text_thread.shutdown(wait=False)
+        for remote in self._remotes.all:
+            await remote.client.close()
+
+    def _ready_tokenizer(self) -> ChatTokenizer:
+        if self._tokenizer is None:
+            raise away(self._name, "the service is starting")
+        return self._tokenizer
+
+    async def _on_text_thread(self, call: Callable[[_Given], _Made], given: _Given) -> _Made:
+        return await asyncio.get_running_loop().run_in_executor(self._text_thread, call, given)
+
+    def _share(self, folder: Path) -> str:
+        """The adapter's path as vLLM sees it; copied to where it looks, once for each content."""
+        shared = self._settings.adapter_folder
+        if shared is None:
+            return str(folder)
+        target = shared / f"{folder.name}-{_digest(folder)}"
+        if not target.exists():
+            partial_copy = shared / f".{target.name}-{secrets.token_hex(4)}"
+            shutil.copytree(folder, partial_copy)
+            try:
+                partial_copy.rename(target)
+            except OSError:  # somebody else was quicker
+                shutil.rmtree(partial_copy)
+        seen = self._settings.adapter_folder_on_engine
+        return f"{seen.rstrip('/')}/{target.name}" if seen else str(target)
+
+
+def _digest(folder: Path) -> str:
+    with (folder / "adapter_model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

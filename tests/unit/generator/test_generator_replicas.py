@@ -1,0 +1,138 @@
+"""Adapters on engines whose processes come and go: who answers, and who is proven first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from generator_pretender import Pretender, catalog_of
+
+from services.common.errors import FailedPrecondition, Unavailable
+from services.generator.catalog import Catalog
+from services.generator.domain import Decoding, Replica, State
+from services.generator.generator import Call, Generator, Manner, Text
+
+WATCH_S = 0.01
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path
+
+
+@pytest.fixture
+def engine() -> Pretender:
+    engine = Pretender("some ", "text")
+    engine.running = (Replica("one", frozenset()), Replica("two", frozenset()))
+    return engine
+
+
+@pytest_asyncio.fixture
+async def catalog(engine: Pretender, folder: Path) -> AsyncIterator[Catalog]:
+    catalog = catalog_of(engine, str(folder))
+    await catalog.prepare(WATCH_S)
+    await catalog.load("mine", str(folder), "")
+    yield catalog
+    await catalog.close()
+
+
+async def ask(catalog: Catalog, *, stream: bool = False) -> list[object]:
+    call = Call("mine", "hello", Decoding())
+    return [piece async for piece in Generator(catalog, None, 10).generate(call, Manner("me", stream=stream))]
+
+
+async def looks(engine: Pretender, count: int = 3) -> None:
+    """Returns after the watch has looked so many times."""
+    seen = engine.looks
+    async with asyncio.timeout(10):
+        while engine.looks < seen + count:  # noqa: ASYNC110  the watch has no event
+            await asyncio.sleep(WATCH_S / 2)
+
+
+def state(catalog: Catalog) -> State | None:
+    return next(model.state for model in catalog.models() if model.name == "mine")
+
+
+async def test_an_adapter_is_proven_on_every_replica_and_may_be_asked_of_each(catalog: Catalog, engine: Pretender) -> None:
+    assert set(engine.scored) == {"one", "two"}
+    await ask(catalog)
+    assert engine.work[-1].among == {"one", "two"}
+    (model,) = [model for model in catalog.models() if model.name == "mine"]
+    assert model.proof is not None
+    assert model.proof.replica_count == 2
+
+
+async def test_a_replica_that_is_gone_is_not_asked_and_a_new_one_only_after_its_own_proof(catalog: Catalog, engine: Pretender) -> None:
+    engine.running = (Replica("two", frozenset({"mine"})),)
+    await looks(engine)
+    await ask(catalog)
+    assert engine.work[-1].among == {"two"}
+    engine.scored.clear()
+    engine.base_only = {"three"}
+    engine.running = (Replica("two", frozenset({"mine"})), Replica("three", frozenset()))
+    await looks(engine)
+    await ask(catalog)
+    assert engine.work[-1].among == {"two"}
+    assert set(engine.scored) == {"three"}
+    # What was refused is not tried again and again; another process is.
+    engine.scored.clear()
+    await looks(engine)
+    assert engine.scored == []
+    engine.base_only = set()
+    engine.running = (Replica("two", frozenset({"mine"})), Replica("four", frozenset()))
+    await looks(engine)
+    await ask(catalog)
+    assert engine.work[-1].among == {"two", "four"}
+    assert "mine" in engine.running[1].adapters
+
+
+async def test_an_engine_that_was_away_answers_after_a_new_proof(catalog: Catalog, engine: Pretender) -> None:
+    engine.running = ()
+    await looks(engine)
+    assert state(catalog) is State.VERIFIED  # it may be back in a moment; meanwhile the engine says that it is away
+    engine.base_only = {"one again"}
+    engine.running = (Replica("one again", frozenset()),)
+    await looks(engine)
+    assert state(catalog) is State.REJECTED
+    with pytest.raises(FailedPrecondition) as refused:
+        await ask(catalog)
+    assert refused.value.reason == "ADAPTER_NOT_VERIFIED"
+    assert "changes nothing" in refused.value.message
+    engine.base_only = set()
+    await catalog.verify("mine")
+    assert await ask(catalog)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_came_from_an_engine_that_became_another_is_thrown_away(catalog: Catalog, engine: Pretender, stream: bool) -> None:
+    engine.hold = asyncio.Event()
+    asked = asyncio.create_task(ask(catalog, stream=stream))
+    async with asyncio.timeout(10):
+        while not engine.work:  # noqa: ASYNC110  the engine has no event for it
+            await asyncio.sleep(0)
+    engine.restarts += 1
+    engine.base_only = {"one", "two"}
+    engine.hold.set()
+    with pytest.raises(FailedPrecondition) as refused:
+        await asked
+    assert refused.value.reason == "ADAPTER_NOT_VERIFIED"
+
+
+async def test_an_engine_that_became_another_and_still_has_the_adapter_goes_on(catalog: Catalog, engine: Pretender) -> None:
+    engine.scored.clear()
+    engine.restarts += 1
+    texts = await asyncio.gather(*(ask(catalog) for _ in range(5)))
+    assert all(isinstance(pieces[-1], Text) for pieces in texts)
+    assert engine.scored == ["one", "two"]
+
+
+async def test_a_service_is_ready_while_one_engine_is(catalog: Catalog, engine: Pretender) -> None:
+    await catalog.ready()
+    engine.running = ()
+    with pytest.raises(Unavailable):
+        await catalog.ready()
