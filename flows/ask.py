@@ -9,41 +9,35 @@ from typing import Any
 from tunetrial.generator.v1 import generator_pb2
 from tunetrial.retriever.v1 import retriever_pb2
 
-from flows.clients import ServiceError, addresses_from_environment
-from flows.connections import Services
+from flows.clients import ServiceError
+from flows.connections import Services, running_services
 from flows.errors import TrialError, UserError
-from flows.local_stack import running_stack
 
 
 async def ask_once(
     home: Path, question: str, *, model: str, index: str, k: int, max_tokens: int, show: Callable[[str], None]
 ) -> dict[str, Any]:
     """The answer with its passages; `show` gets the text as it comes. UserError when no services run."""
-    addresses = addresses_from_environment() or running_stack(home)
-    if not addresses:
-        raise UserError(f"no services are running in {home}: start them with `tunetrial up`, or set TUNETRIAL_GENERATOR_ADDRESS")
-    services = Services(addresses)
-    try:
-        async with services.use("generator") as clients:
-            request = generator_pb2.AnswerRequest(
-                model=model or await _first_base(services),
-                question=question,
-                decoding=generator_pb2.Decoding(max_tokens=max_tokens),
-                overflow=generator_pb2.OVERFLOW_CUT_PASSAGES,
-            )
-            if index:
-                settings = retriever_pb2.SearchSettings(k=k)
-                request.retrieval.CopyFrom(generator_pb2.Retrieval(index=index, settings=settings))
-            done = generator_pb2.AnswerResponse()
-            async for response in clients.generator.StreamAnswer(generator_pb2.StreamAnswerRequest(answer=request), timeout=600):
-                if response.HasField("text"):
-                    show(response.text)
-                elif response.HasField("done"):
-                    done = response.done
-    except ServiceError as error:
-        raise await _with_names(services, error) from error
-    finally:
-        await services.close()
+    done = generator_pb2.AnswerResponse()
+    async with running_services(home) as services:
+        try:
+            async with services.use("generator") as clients:
+                request = generator_pb2.AnswerRequest(
+                    model=model or await _first_base(services),
+                    question=question,
+                    decoding=generator_pb2.Decoding(max_tokens=max_tokens),
+                    overflow=generator_pb2.OVERFLOW_CUT_PASSAGES,
+                )
+                if index:
+                    settings = retriever_pb2.SearchSettings(k=k)
+                    request.retrieval.CopyFrom(generator_pb2.Retrieval(index=index, settings=settings))
+                async for response in clients.generator.StreamAnswer(generator_pb2.StreamAnswerRequest(answer=request), timeout=600):
+                    if response.HasField("text"):
+                        show(response.text)
+                    elif response.HasField("done"):
+                        done = response.done
+        except ServiceError as error:
+            raise await _with_names(services, error) from error
     return {
         "answer": done.text,
         "model": done.model,

@@ -294,6 +294,39 @@ def ask(
     printing.answer(out, err, answer)
 
 
+@app.command(epilog="Example: `tunetrial models --json`")
+def models(home: Home = _HOME, as_json: Json = False) -> None:
+    """List what the generator serves: bases, adapters with their state, aliases. Needs running services: `tunetrial up`."""
+    from flows.served_models import models as served  # noqa: PLC0415
+
+    found = _wait_for(served(home.resolve()))
+    if as_json:
+        printing.as_json(found)
+        return
+    printing.models(out, found)
+
+
+@app.command(epilog="Examples: `tunetrial alias production raft-300-s1`, `tunetrial alias production --back`")
+def alias(
+    name: Annotated[str, typer.Argument(help="The alias.")],
+    target: Annotated[str, typer.Argument(help="Base or adapter that it shall stand for.")] = "",
+    back: Annotated[bool, typer.Option("--back", help="Let it stand again for what it stood for before its last change.")] = False,
+    home: Home = _HOME,
+    as_json: Json = False,
+) -> None:
+    """Point an alias of the generator at a model, or back. Needs running services: `tunetrial up`."""
+    from flows.served_models import roll_back, set_alias  # noqa: PLC0415
+
+    if back == bool(target):
+        raise UserError("give either a model or --back; `tunetrial models` lists what there is")
+    found = _wait_for(roll_back(home.resolve(), name) if back else set_alias(home.resolve(), name, target))
+    if as_json:
+        printing.as_json(found)
+        return
+    before = f" (before: {found['history'][1]['target']})" if len(found["history"]) > 1 else ""
+    out.print(f"{name} stands for {found['target']}{before}", highlight=False, markup=False)
+
+
 @app.command(epilog="Example: `tunetrial report quickstart-3f2a10`")
 def report(
     run_name: Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.")],

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
 import grpc
 
-from flows.clients import Clients, explain
-from flows.local_stack import LocalStack
+from flows.clients import Clients, addresses_from_environment, explain
+from flows.errors import UserError
+from flows.local_stack import LocalStack, running_stack
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -49,6 +51,19 @@ class Services:
         await self._clients.close()
         if self._stack is not None:
             await anyio.to_thread.run_sync(self._stack.stop)
+
+
+@contextlib.asynccontextmanager
+async def running_services(home: Path) -> AsyncIterator[Services]:
+    """Services that run already: by address, or left running in this home. Raises UserError when there are none."""
+    addresses = addresses_from_environment() or running_stack(home)
+    if not addresses:
+        raise UserError(f"no services are running in {home}: start them with `tunetrial up`, or set TUNETRIAL_GENERATOR_ADDRESS")
+    services = Services(addresses)
+    try:
+        yield services
+    finally:
+        await services.close()
 
 
 async def exchange(

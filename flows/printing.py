@@ -178,6 +178,18 @@ def addresses(console: Console, found: Mapping[str, str], *, as_json: bool) -> N
     console.print("[dim]running; `tunetrial ask` and `tunetrial run` with the same --home use them. Ctrl-C stops them.[/]", highlight=False)
 
 
+def models(console: Console, found: Sequence[Mapping[str, Any]]) -> None:
+    """A table of what is served."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "kind", "base", "engine", "state"):
+        table.add_column(column)
+    for one in found:
+        state = one["state"] or (f"stands for {one['target']}" if one["target"] else "")
+        why = f": {one['why']}" if one["why"] else ""
+        table.add_row(*(escape(text) for text in (one["name"], one["kind"], one["base"], one["engine"], f"{state}{why}")))
+    console.print(table)
+
+
 def answer(console: Console, aside: Console, found: Mapping[str, Any]) -> None:
     """The end of an answer that was streamed: the passages that the model saw, and what it took."""
     console.print()

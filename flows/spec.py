@@ -162,7 +162,7 @@ class ModelSpec(Part):
     base: str | None = Field(None, min_length=1, description="Folder with safetensors weights (starts with . or /) or hub name.")
     engine: Literal["openai"] | None = Field(None, description="A model that is asked by the OpenAI protocol; it has no adapters.")
     model: str | None = Field(None, min_length=1, description="engine openai: name of the model at the provider.")
-    url: str = Field("https://api.openai.com/v1", pattern="^https?://", description="engine openai: address of the API.")
+    url: str = Field("https://api.openai.com/v1", pattern=r"^https?://[^\s/@]+(/\S*)?$", description="engine openai: address of the API.")
     api_key_variable: str = Field("OPENAI_API_KEY", description="engine openai: environment variable with the key; empty for none.")
     price: PriceSpec | None = Field(None, description="engine openai: prices; without them costs are unknown.")
 

@@ -35,6 +35,10 @@ class Task:
     window: int = 50
     candidates: int = 200
     callers: int = 16
+    llm: str = ""
+    """Address of a vLLM, where answers are wanted."""
+    tokens: int = 16
+    """Longest answer."""
 
     def dump(self) -> str:
         """As text."""

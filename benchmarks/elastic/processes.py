@@ -120,10 +120,10 @@ class Contestant:
 
 @asynccontextmanager
 async def contestant(module: str, task: Task, *, guest: bool = False) -> AsyncIterator[Contestant]:
-    """The contestant `benchmarks.elastic.ask_<module>`; a guest runs in the environment of the other libraries."""
+    """A contestant, by its module's name; a guest runs in the environment of the other libraries."""
     python = python_of("bench") if guest else Path(sys.executable)
     pipe = asyncio.subprocess.PIPE
-    command = (str(python), "-m", f"benchmarks.elastic.ask_{module}", task.dump())
+    command = (str(python), "-m", f"benchmarks.{module}", task.dump())
     process = await asyncio.create_subprocess_exec(*command, env=ENVIRONMENT, cwd=ROOT, stdin=pipe, stdout=pipe, limit=_LINE)
     try:
         made = Contestant(process)

@@ -75,18 +75,18 @@ async def search(url: str, folder: Path, task: Task, *, rounds: int, size: int, 
         async def add(name: str, module: str, task: Task, *, guest: bool = False) -> None:
             all_[name] = await stack.enter_async_context(contestant(module, task, guest=guest))
 
-        await add(OURS, "ours", replace(task, url=running.address, index=_name(task.passages)))
+        await add(OURS, "elastic.ask_ours", replace(task, url=running.address, index=_name(task.passages)))
         index = f"{PREFIX}{_name(task.passages)}"
         if "bare" in against and not encoding:
             for name, way in _BARE.items():
-                await add(name, "bare", replace(task, index=index, way=way))
+                await add(name, "elastic.ask_bare", replace(task, index=index, way=way))
         if "langchain" in against:
-            await add("LangChain ensemble", "langchain", replace(task, index=index), guest=True)
+            await add("LangChain ensemble", "elastic.ask_langchain", replace(task, index=index), guest=True)
         for name in against:
             if name in _HAYSTACK:
                 way = _HAYSTACK[name]
                 title = "Haystack pipeline" if way == "tuned" else "Haystack pipeline, as documented"
-                await add(title, "haystack", replace(task, index=f"haystack-{way}-{task.passages}", way=way), guest=True)
+                await add(title, "elastic.ask_haystack", replace(task, index=f"haystack-{way}-{task.passages}", way=way), guest=True)
 
         async with AsyncElasticsearch(url) as client:
             server = next(iter((await client.nodes.info(metric="process"))["nodes"].values()))["process"]["id"]

@@ -13,14 +13,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +29,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from tunetrial.common.v1 import common_pb2
 from tunetrial.generator.v1 import generator_pb2, generator_pb2_grpc
 
+from benchmarks.vllm.processes import SHAPE, generator
 from tests.real.vllm_server import VllmServer
 
-ROOT = Path(__file__).resolve().parents[2]
-SHAPE = ROOT / "examples" / "quickstart" / "base"
 ADAPTERS = ("one", "two")
 _PASSAGE = "The keeper of the harbour was born in the old town by the river, and led the institute since the second study . "
 
@@ -103,31 +98,6 @@ def make_models(folder: Path, hidden: int, layers: int) -> Path:
             str(folder / name)
         )
     return base
-
-
-@contextmanager
-def generator(base: Path, server: VllmServer, folder: Path) -> Iterator[str]:
-    """The generator as a process; its address."""
-    engines = {"base": {"engine": "vllm", "urls": [server.url], "source": str(base)}}
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}",
-        "TUNETRIAL_ENGINES": json.dumps(engines),
-        "TUNETRIAL_PORT": "0",
-        "TUNETRIAL_PORT_FILE": str(folder / "port"),
-        "TUNETRIAL_DATA_DIR": str(folder / "data"),
-        "TUNETRIAL_URI_ROOTS": str(folder),
-        "TUNETRIAL_LOG_LEVEL": "WARNING",
-    }
-    child = subprocess.Popen([sys.executable, "-m", "services.generator"], env=environment, cwd=ROOT)
-    try:
-        while not (folder / "port").exists():
-            if child.poll() is not None:
-                raise SystemExit("the generator did not start")
-            time.sleep(0.1)
-        yield f"127.0.0.1:{(folder / 'port').read_text()}"
-    finally:
-        child.terminate()
-        child.wait()
 
 
 def questions(base: Path, round_: int, count: int) -> list[Asked]:
@@ -256,7 +226,7 @@ def main() -> None:
         server = VllmServer(base, folder, name="base")
         server.start()
         try:
-            with generator(base, server, folder) as address:
+            with generator("base", base, server, folder) as address:
                 found = asyncio.run(measure(given, base, server, folder, address))
         finally:
             server.kill()

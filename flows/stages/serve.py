@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunetrial.generator.v1 import generator_pb2
 
-from flows.clients import Clients
 from flows.errors import UserError
+from flows.served_models import all_models
 from flows.spec import is_folder
 from flows.stages.train import TrainedAdapter
 from flows.trial import Trial
@@ -31,7 +30,7 @@ class Proof:
 async def serve_base(trial: Trial, model: str) -> str:
     """The generator's name for a model of the spec. Raises UserError when it does not serve that model."""
     async with trial.services.use("generator") as clients:
-        listed = [entry async for entry in _models(clients)]
+        listed = [entry async for entry in all_models(clients)]
     bases = [entry for entry in listed if entry.kind == generator_pb2.MODEL_KIND_BASE]
     spec = trial.spec.models[model]
     if spec.base is None:
@@ -72,14 +71,3 @@ async def serve_adapter(trial: Trial, base: str, adapter: TrainedAdapter) -> Pro
         proof.difference_from_manifest if proof.HasField("difference_from_manifest") else None,
         proof.tolerance,
     )
-
-
-async def _models(clients: Clients) -> AsyncIterator[generator_pb2.Model]:
-    token = ""
-    while True:
-        page = await clients.generator.ListModels(generator_pb2.ListModelsRequest(page_token=token), timeout=60)
-        for model in page.models:
-            yield model
-        token = page.next_page_token
-        if not token:
-            return

@@ -145,6 +145,8 @@ class Generation:
     tokens: tuple[Token, ...] = ()
     seed: int | None = None
     """Seed used; None for greedy."""
+    snapshot: str = ""
+    """Name under which a provider answered; empty for engines of one's own."""
 
 
 @dataclass(frozen=True, slots=True)

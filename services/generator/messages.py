@@ -88,6 +88,7 @@ def from_text(text: Text) -> generator_pb2.GenerateResponse:
         model=text.model,
         prompt_hash=text.prompt_hash,
         seed=made.seed,
+        snapshot=made.snapshot,
     )
 
 
@@ -107,6 +108,7 @@ def from_answer(answer: Answer) -> generator_pb2.AnswerResponse:
         prompt_hash=answer.prompt_hash,
         tokens=[_token(token) for token in made.tokens],
         seed=made.seed,
+        snapshot=made.snapshot,
     )
 
 

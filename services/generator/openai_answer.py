@@ -91,7 +91,8 @@ class ProviderAnswer:
         if self._usage is not None:
             prompt_tokens, completion_tokens = self._usage.prompt_tokens, self._usage.completion_tokens
         cost = cost_usd(self._settings, self._usage)
-        return Generation("".join(self._texts), finish, prompt_tokens, completion_tokens, latency_ms, cost, tuple(self._tokens), seed)
+        text, tokens = "".join(self._texts), tuple(self._tokens)
+        return Generation(text, finish, prompt_tokens, completion_tokens, latency_ms, cost, tokens, seed, self.model)
 
     def _check_model(self, part: ChatCompletion | ChatCompletionChunk | Completion) -> None:
         if not part.model:  # gateways send parts of their own before the model's

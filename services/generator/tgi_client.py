@@ -104,6 +104,8 @@ class TgiClient:
             async with self._http(mend) as http, _Call(f"{self._url}/generate_stream", http, self._timeout) as call:
                 generate: Any = call.text_generation
                 async for part in await generate(text, details=True, stream=True, **parameters):
+                    if part.token is None:  # the library makes a value of anything
+                        raise ValueError("an event without a token")
                     yield part
 
     async def close(self) -> None:

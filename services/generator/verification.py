@@ -119,8 +119,11 @@ async def _prove_on(replica: str, engine: Engine, adapter: str, canaries: Sequen
     for canary in canaries:
         # Both second rows: an adapter's row stands after the base's, and the place in a batch may change the last bit.
         _, base = await engine.score([(None, canary), (None, canary)], replica)
-        _, adapted = await engine.score([(None, canary), (adapter, canary)], replica)
+        beside, adapted = await engine.score([(None, canary), (adapter, canary)], replica)
         (alone,) = await engine.score([(None, canary)], replica)
+        if _distance(beside, base) > max(noise, _distance(beside, adapted)):
+            message = "adapter {name} reaches rows of the base that share its batch: the engine mixes its models"
+            raise FailedPrecondition("ADAPTER_REACHES_BASE", message, name=adapter)
         if not all(map(math.isfinite, adapted)):
             raise FailedPrecondition("ADAPTER_NOT_REPRODUCED", "adapter {name} gives log-probabilities that are no numbers", name=adapter)
         noise = max(noise, _distance(base, alone))

@@ -7,6 +7,7 @@ models is the truth about which adapters a replica has. A name that a replica do
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import re
@@ -152,8 +153,9 @@ class VllmEngine:
             answer = Answer(self._spell, wanted=decoding.top_log_probabilities)
             with remote.at_work():
                 try:
-                    async for piece in self._ask(remote, request, answer, stream=work.stream):
-                        yield piece
+                    async with contextlib.aclosing(self._ask(remote, request, answer, stream=work.stream)) as pieces:
+                        async for piece in pieces:
+                            yield piece
                 except Unavailable as error:
                     remote.failed()
                     if answer.begun:

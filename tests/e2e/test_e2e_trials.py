@@ -79,6 +79,17 @@ def test_few_shot_and_fine_tuned_arms_answer_beside_the_base(home: Path, tmp_pat
         row["name"] for row in json.loads((Path(outcome["folder"]) / "report.json").read_text())["adapters"] if row["seed"] == 1
     )
     assert outcome["promoted"] == promoted
+    code, out, _ = finish("models", "--json", "--home", str(home), cwd=tmp_path)
+    served = {row["name"]: row for row in json.loads(out)}
+    assert served["production"]["target"] == outcome["promoted"]
+    assert served[outcome["promoted"]]["state"] == "verified"
+    for command in (("alias", "production", "small"), ("alias", "production", "--back")):
+        code, out, err = finish(*command, "--json", "--home", str(home), cwd=tmp_path)
+        assert code == 0, err
+    assert json.loads(out)["target"] == outcome["promoted"]
+    code, _, err = finish("alias", "production", "nobody", "--home", str(home), cwd=tmp_path)
+    assert code == 2
+    assert "nobody" in err
     answers = pq.read_table(Path(outcome["folder"]) / "answers.parquet").to_pylist()
     contestants = {row["contestant"] for row in answers}
     assert contestants == {"base", "shots", "bare-s1", "bare-s2", "raft-s1", "raft-s2"}

@@ -2,61 +2,42 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.integration.generator_process import ROOT, Running, generator
 
 CALL = """
 import sys
-import grpc
-from tunetrial import prompts
-from tunetrial.generator.v1 import generator_pb2, generator_pb2_grpc
+from tunetrial.client import GeneratorError, SyncGeneratorClient
 
-with grpc.insecure_channel(sys.argv[1]) as channel:
-    generator = generator_pb2_grpc.GeneratorServiceStub(channel)
-    request = generator_pb2.AnswerRequest(model="small", question="Where was Lomira born?", template=prompts.load("plain/v1"))
-    request.passages.passages.add(id="d#1", text="Bakodu was born in Tazopi.")
-    request.passages.passages.add(id="d#2", text="Lomira was born in Revuna.")
-    answer = generator.Answer(request, wait_for_ready=True, timeout=60)
+passages = [("d#1", "Bakodu was born in Tazopi."), ("d#2", "Lomira was born in Revuna.")]
+with SyncGeneratorClient(sys.argv[1]) as generator:
+    answer = generator.answer("small", "Where was Lomira born?", passages=passages, template="plain/v1")
     print(answer.text, [citation.passage_id for citation in answer.citations])
-try:
-    import torch
-except ImportError:
-    print("no torch")
+    try:
+        generator.answer("nobody", "Where was Lomira born?")
+    except GeneratorError as error:
+        print(error.reason)
+for module in ("torch", "grpc_status"):
+    try:
+        __import__(module)
+    except ImportError:
+        print("no", module)
 """
 
 
 @pytest.fixture
-def generator(tmp_path: Path) -> Iterator[str]:
-    port_file = tmp_path / "port"
-    own = {
-        "TUNETRIAL_MODELS": f"small={ROOT / 'examples' / 'quickstart' / 'base'}",
-        "TUNETRIAL_PORT": "0",
-        "TUNETRIAL_PORT_FILE": str(port_file),
-        "TUNETRIAL_DATA_DIR": str(tmp_path / "data"),
-        "OMP_NUM_THREADS": "1",
-    }
-    process = subprocess.Popen([sys.executable, "-m", "services.generator"], cwd=ROOT, env={**os.environ, **own})
-    try:
-        deadline = time.monotonic() + 120
-        while not port_file.exists():
-            assert process.poll() is None, "the generator ended"
-            assert time.monotonic() < deadline, "the generator did not start"
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port_file.read_text()}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+def running(tmp_path: Path) -> Iterator[Running]:
+    with generator(tmp_path / "generator") as running:
+        yield running
 
 
-def test_the_wheel_alone_is_enough_to_call_the_generator(tmp_path: Path, generator: str) -> None:
+def test_the_wheel_alone_is_enough_to_call_the_generator(tmp_path: Path, running: Running) -> None:
     def do(*command: str | Path) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -68,6 +49,6 @@ def test_the_wheel_alone_is_enough_to_call_the_generator(tmp_path: Path, generat
     do(sys.executable, "-m", "venv", fresh)
     python = fresh / "bin" / "python"
     do(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel)
-    assert do(python, "-c", CALL, generator).splitlines() == ["Revuna ['d#2']", "no torch"]
+    assert do(python, "-c", CALL, running.address).splitlines() == ["Revuna ['d#2']", "MODEL_NOT_FOUND", "no torch", "no grpc_status"]
     packages = do(python, "-c", "import tunetrial; print(list(tunetrial.__path__)[0])").strip()
     assert (Path(packages) / "py.typed").is_file()

@@ -81,9 +81,7 @@ def by_peft(adapter: Path | None, question: str) -> tuple[str, float]:
     tokenizer: Any = AutoTokenizer.from_pretrained(BASE)
     model = read(BASE, dtype=torch.float32).eval()
     model = PeftModel.from_pretrained(model, adapter).eval() if adapter else model
-    given = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    given = tokenizer(question, return_tensors="pt", return_token_type_ids=False)
     made = model.generate(**given, max_new_tokens=ROOM, do_sample=False, return_dict_in_generate=True, output_logits=True)
     new = made.sequences[0, given["input_ids"].shape[1] :]
     return tokenizer.decode(new, skip_special_tokens=True), float(made.logits[0][0].log_softmax(-1)[new[0]])

@@ -456,6 +456,7 @@ class GenerateResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PROMPT_HASH_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The text, without special tokens and stop text."""
     finish_reason: Global___FinishReason.ValueType
@@ -466,6 +467,8 @@ class GenerateResponse(_message.Message):
     """sha256 of the prompt as given (canonical JSON of its turns, or the bare text), hexadecimal."""
     seed: _builtins.int
     """Seed used; unset for greedy."""
+    snapshot: _builtins.str
+    """Name under which a provider answered, mostly a dated snapshot of the model; empty for engines of one's own."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """Tokens with log-probabilities, when asked for."""
@@ -484,10 +487,11 @@ class GenerateResponse(_message.Message):
         model: _builtins.str = ...,
         prompt_hash: _builtins.str = ...,
         seed: _builtins.int | None = ...,
+        snapshot: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "finish_reason", b"finish_reason", "model", b"model", "prompt_hash", b"prompt_hash", "seed", b"seed", "text", b"text", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "finish_reason", b"finish_reason", "model", b"model", "prompt_hash", b"prompt_hash", "seed", b"seed", "snapshot", b"snapshot", "text", b"text", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -757,6 +761,7 @@ class AnswerResponse(_message.Message):
     PROMPT_HASH_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The answer."""
     abstained: _builtins.bool
@@ -769,6 +774,8 @@ class AnswerResponse(_message.Message):
     """sha256 of the rendered conversation (canonical JSON of its turns), hexadecimal."""
     seed: _builtins.int
     """Seed used; unset for greedy."""
+    snapshot: _builtins.str
+    """Name under which a provider answered, mostly a dated snapshot of the model; empty for engines of one's own."""
     @_builtins.property
     def citations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Citation]:
         """Passages on which the answer leans, in the order in which they were shown."""
@@ -803,10 +810,11 @@ class AnswerResponse(_message.Message):
         prompt_hash: _builtins.str = ...,
         tokens: _abc.Iterable[Global___Token] | None = ...,
         seed: _builtins.int | None = ...,
+        snapshot: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "abstained", b"abstained", "citations", b"citations", "cut_passage_ids", b"cut_passage_ids", "finish_reason", b"finish_reason", "model", b"model", "prompt_hash", b"prompt_hash", "seed", b"seed", "shown", b"shown", "text", b"text", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "abstained", b"abstained", "citations", b"citations", "cut_passage_ids", b"cut_passage_ids", "finish_reason", b"finish_reason", "model", b"model", "prompt_hash", b"prompt_hash", "seed", b"seed", "shown", b"shown", "snapshot", b"snapshot", "text", b"text", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015

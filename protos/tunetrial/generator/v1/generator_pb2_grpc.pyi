@@ -31,8 +31,11 @@ class GeneratorServiceStub:
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
     INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
     with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
-    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Cancelling a call
-    frees its place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
+    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere
+    also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words); FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its
+    filter, or the model, did not want to), ENGINE_QUOTA_SPENT, TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as
+    another model than asked. Cancelling a call frees its place in the engine at once. Callers (a token, else a connection) take turns when
+    requests wait.
     """
 
     @_typing.overload
@@ -55,7 +58,8 @@ class GeneratorServiceStub:
     """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
     FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
     log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
-    ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+    ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine, ADAPTER_REACHES_BASE (it changes answers of the
+    base in the same batch); ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
     Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
     engine, proven anew each time.
     """
@@ -78,8 +82,11 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
     INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
     with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
-    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Cancelling a call
-    frees its place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
+    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere
+    also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words); FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its
+    filter, or the model, did not want to), ENGINE_QUOTA_SPENT, TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as
+    another model than asked. Cancelling a call frees its place in the engine at once. Callers (a token, else a connection) take turns when
+    requests wait.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -99,7 +106,8 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
     """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
     FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
     log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
-    ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+    ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine, ADAPTER_REACHES_BASE (it changes answers of the
+    base in the same batch); ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
     Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
     engine, proven anew each time.
     """
@@ -121,8 +129,11 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
     INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
     with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
-    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Cancelling a call
-    frees its place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
+    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere
+    also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words); FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its
+    filter, or the model, did not want to), ENGINE_QUOTA_SPENT, TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as
+    another model than asked. Cancelling a call frees its place in the engine at once. Callers (a token, else a connection) take turns when
+    requests wait.
     """
 
     @_abc_1.abstractmethod
@@ -182,7 +193,8 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
         FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
         log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
-        ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+        ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine, ADAPTER_REACHES_BASE (it changes answers of the
+        base in the same batch); ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
         Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
         engine, proven anew each time.
         """
