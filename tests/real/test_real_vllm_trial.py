@@ -25,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
 
 
 def spec(**models: Any) -> dict[str, Any]:
-    training = {"model": "small", "sizes": [32], "max_steps": 6, "batch_size": 8, "learning_rate": 1e-2, "lora": {"rank": 8}}
+    training = {"model": "small", "sizes": [32], "max_steps": 8, "batch_size": 8, "learning_rate": 5e-2, "lora": {"rank": 8}}
     arms = {"base": {"model": "small"}, "bare": {"adapter": "bare"}, "raft": {"adapter": "raft"}}
     arms |= {name: {"model": name} for name in models}
     return {
