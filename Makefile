@@ -20,7 +20,7 @@ test: setup                    ## all tests that need nothing but this machine
 	$(BIN)/pytest -n 2 --dist loadfile
 
 test-real: setup               ## tests on real Elasticsearch and vLLM servers, and of Go callers; needs Maven, a JDK of Java 17 or later, and Go
-	$(BIN)/pytest -v --real tests/real tests/contract/retriever/test_retriever_conformance.py
+	$(BIN)/pytest -v -n 2 --dist loadfile --real tests/real tests/contract/retriever/test_retriever_conformance.py
 
 check: setup                   ## style, types, import contracts, the proto contract and its generated code
 	$(BIN)/ruff check .

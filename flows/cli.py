@@ -86,6 +86,8 @@ def run(spec: SpecPath, home: Home = _HOME, runs: Runs = _RUNS, as_json: Json = 
     key = trial.run_key()
     known = read(run_folder(runs.resolve(), trial.spec.name, key))
     finished = known if known is not None and known.key == key and known.report.is_file() else None
+    if finished is not None and trial.spec.promote and finished.gate == "pass" and not finished.promoted:
+        finished = None  # all but the alias is done
     outcome = finished or _run_flow(trial.spec.name, trial.loaded.path, home.resolve(), runs.resolve(), quiet=as_json)
     if as_json:
         printing.as_json(asdict(outcome) | {"report": str(outcome.report)})

@@ -60,6 +60,7 @@ async def experiment(name: str, spec: str, home: str, runs: str) -> Outcome:
         found = Results(prepared, searched, tuple(adapters.values()), answers, proofs, judgements, rubrics, analysis)
         markdown = await _stage("report", times, report, trial, folder, found, times)
         outcome = Outcome.of(analysis, folder, trial.run_key(), round(sum(times.values()), 1), adapters.values(), datetime.now(UTC))
+        save(outcome)
         if trial.spec.promote is not None:
             passed = partial(promote, passed=outcome.gate == "pass")
             outcome = replace(outcome, promoted=await _stage("promote", times, passed, trial, adapters))

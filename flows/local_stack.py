@@ -163,6 +163,9 @@ class LocalStack:
             elsewhere = _engines_of_environment()
             own["TUNETRIAL_MODELS"] = json.dumps({name: base for name, base in self._models.items() if name not in elsewhere})
             own["TUNETRIAL_ENGINES"] = json.dumps({**self._engines, **elsewhere})
+            own["TUNETRIAL_ENGINES_FILE"] = ""
+            # A trial loads what it asks; adapters of earlier ones would only take memory, and time at the start.
+            own["TUNETRIAL_PUT_BACK"] = "aliased"
             own["TUNETRIAL_RETRIEVER_ADDRESS"] = f"127.0.0.1:{self._ports['retriever']}"
         if service == "trainer":
             # A training process has one thread: one for each core.
@@ -198,14 +201,22 @@ class LocalStack:
 
 
 def _engines_of_environment() -> dict[str, Any]:
-    given = os.environ.get("TUNETRIAL_ENGINES") or "{}"
-    try:
-        found = json.loads(given)
-    except ValueError as error:
-        raise UserError(f"TUNETRIAL_ENGINES is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError("TUNETRIAL_ENGINES must be a JSON object: engines by the names of their base models")
-    return found
+    given = {"TUNETRIAL_ENGINES": os.environ.get("TUNETRIAL_ENGINES") or "{}"}
+    merged: dict[str, Any] = {}
+    if file := os.environ.get("TUNETRIAL_ENGINES_FILE"):
+        try:
+            given["TUNETRIAL_ENGINES_FILE"] = Path(file).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"TUNETRIAL_ENGINES_FILE {file} cannot be read: {error.strerror}") from error
+    for name, text in given.items():
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{name} is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise UserError(f"{name} must be a JSON object: engines by the names of their base models")
+        merged |= found
+    return merged
 
 
 def _free_ports() -> dict[str, int]:

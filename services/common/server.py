@@ -51,7 +51,7 @@ _OPEN = ("/grpc.health.", "/grpc.reflection.")
 
 def code(error: errors.TunetrialError) -> int:
     """Canonical gRPC status code of a domain error."""
-    return _CODES[type(error)]
+    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
 
 
 def to_status(error: errors.TunetrialError) -> status_pb2.Status:

@@ -32,6 +32,7 @@ def assemble(settings: Settings) -> tuple[Service, Callable[[], Awaitable[None]]
         uri_roots=settings.uri_roots,
         tolerance=settings.adapter_tolerance,
         queue_limit=settings.queue_limit,
+        put_back=settings.put_back,
     )
     retriever = None
     if settings.retriever_address:

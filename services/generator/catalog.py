@@ -7,6 +7,7 @@ import contextlib
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import structlog
 
@@ -25,10 +26,11 @@ _NAME = re.compile(r"[A-Za-z0-9._/-]{1,200}")
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """An engine, and the door to it."""
+    """An engine, the door to it, and what lets its adapters change one after another."""
 
     engine: Engine
     admission: Admission
+    changing: asyncio.Lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,58 +41,88 @@ class Route:
     engine: Engine
     admission: Admission
     adapter: str | None
-    assured: Callable[[], Awaitable[frozenset[str]]]
-    """Replicas that may answer (none: any); raises when what runs now is not proven to be this model."""
+    assured: Callable[[frozenset[str]], Awaitable[frozenset[str]]]
+    """Replicas that may answer (none: any), given those that might have meanwhile; raises when what runs is not proven to be this model."""
 
 
 class Catalog:
     """All models by name. A name that is not here is an error, never another model."""
 
-    def __init__(self, engines: Mapping[str, Engine], store: ModelStore, *, uri_roots: str, tolerance: float, queue_limit: int) -> None:
-        """`engines` by the names of their bases. Nothing is contacted yet."""
-        self._served = {name: Served(engine, Admission(name, engine.capacity, queue_limit)) for name, engine in engines.items()}
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        store: ModelStore,
+        *,
+        uri_roots: str,
+        tolerance: float,
+        queue_limit: int,
+        put_back: Literal["all", "aliased"] = "all",
+    ) -> None:
+        """`engines` by the names of their bases; `put_back` says which adapters are served again after a restart. Contacts nothing yet."""
+        self._served = {
+            name: Served(engine, Admission(name, engine.capacity, queue_limit), asyncio.Lock()) for name, engine in engines.items()
+        }
+        self._put_back = put_back
         self._store, self._uri_roots, self._tolerance = store, uri_roots, tolerance
         self._adapters: dict[str, HeldAdapter] = {}
         self._aliases: dict[str, AliasChange] = {}
-        # Changes of names happen one after another; generation never waits for them.
-        self._changes = asyncio.Lock()
-        self._watch: asyncio.Task[None] | None = None
+        # Changes of names happen one after another and never wait for an engine; generation never waits for them.
+        self._names = asyncio.Lock()
+        self._watches: list[asyncio.Task[None]] = []
+        self._prepared = False
 
     async def prepare(self, watch_s: float = 5.0) -> None:
-        """Makes all engines ready, puts the adapters back that were served before, and looks after them every `watch_s` seconds."""
+        """Makes all engines ready, and looks after them every `watch_s` seconds: what was served before is so again, soon."""
         await self._store.open()
-        self._aliases = dict(await self._store.current())
         for served in self._served.values():
             await served.engine.prepare()
+        for alias, change in (await self._store.current()).items():
+            if alias in self._served:
+                _log.error("an alias is left out: a base has its name now", alias=alias, target=change.target)
+            else:
+                self._aliases[alias] = change
+        aliased = {change.target for change in self._aliases.values()}
         for placed in await self._store.adapters():
-            await self._put_back(placed)
-        self._watch = asyncio.create_task(self._look_after(watch_s))
+            if self._put_back == "all" or placed.name in aliased:
+                await self._hold(placed)
+        self._prepared = True
+        self._watches = [asyncio.create_task(self._look_after(served, watch_s)) for served in self._served.values()]
 
     async def ready(self) -> None:
         """Raises Unavailable ENGINE_UNAVAILABLE while no engine can work."""
+        looks = [asyncio.create_task(served.engine.replicas()) for served in self._served.values()]
         trouble: TunetrialError | None = None
-        for served in self._served.values():
-            try:
-                await served.engine.replicas()
-            except TunetrialError as error:
-                trouble = error
-            else:
-                return
+        try:
+            for look in asyncio.as_completed(looks):
+                try:
+                    await look
+                except TunetrialError as error:
+                    trouble = error
+                else:
+                    return
+        finally:
+            for each in looks:
+                each.cancel()
+            await asyncio.gather(*looks, return_exceptions=True)
         if trouble is not None:
             raise trouble
 
     async def close(self) -> None:
         """Ends all work of all engines."""
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.wait((self._watch,))
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         for served in self._served.values():
             await served.engine.close()
         await self._store.close()
 
     @contextlib.contextmanager
     def use(self, name: str) -> Iterator[Route]:
-        """The model of a name, kept in place while in use. Raises NotFound MODEL_NOT_FOUND, FailedPrecondition ADAPTER_NOT_VERIFIED."""
+        """The model of a name, kept in place while in use.
+
+        Raises NotFound MODEL_NOT_FOUND, FailedPrecondition ADAPTER_NOT_VERIFIED, Unavailable ADAPTER_NOT_READY.
+        """
+        self._check_prepared()
         target, how = self._follow(name)
         served = self._served.get(target)
         if served is not None:
@@ -131,28 +163,46 @@ class Catalog:
         engine = self._engine(base)
         folder = allowed_path(uri, self._uri_roots)
         files = await asyncio.to_thread(verification.read_adapter, folder)
-        async with self._changes:
-            if name in self._served or name in self._aliases:
-                raise AlreadyExists("ADAPTER_NAME_TAKEN", "{name} is the name of a base or an alias already", name=name)
-            held = self._adapters.get(name)
+        served = next(each for each in self._served.values() if each.engine is engine)
+        async with served.changing:
+            held = await self._take_name(name, HeldAdapter(name, engine, uri, files, self._tolerance))
             if held is not None:
                 return await _again(held, engine, files)
-            files.check(engine.base)
-            adapter = HeldAdapter(name, engine, uri, files, self._tolerance)
+            adapter = self._adapters[name]
             try:
+                files.check(engine.base)
                 await engine.load_adapter(name, folder)
-                self._adapters[name] = adapter
                 await adapter.prove()
-                await self._store.place(Placed(name, uri, engine.base.name, files.weights_sha256))
+                await asyncio.shield(self._store.place(Placed(name, uri, engine.base.name, files.weights_sha256, files.config_sha256)))
             except BaseException:
-                self._adapters.pop(name, None)
-                await asyncio.shield(engine.unload_adapter(name))
+                await asyncio.shield(self._give_up(adapter))
                 raise
         return adapter.model
 
+    async def _take_name(self, name: str, adapter: HeldAdapter) -> HeldAdapter | None:
+        """Gives the name to the adapter; the one that has it already, instead."""
+        async with self._names:
+            self._check_prepared()
+            if name in self._served or name in self._aliases:
+                raise AlreadyExists("ADAPTER_NAME_TAKEN", "{name} is the name of a base or an alias already", name=name)
+            held = self._adapters.get(name)
+            if held is None:
+                self._adapters[name] = adapter
+            return held
+
+    async def _give_up(self, adapter: HeldAdapter) -> None:
+        """Nothing stays of an adapter: the name goes first, so that nobody is sent to an engine that has it no more."""
+        async with self._names:
+            self._adapters.pop(adapter.name, None)
+        try:
+            await self._store.displace(adapter.name)
+        finally:
+            await adapter.engine.unload_adapter(adapter.name)
+
     async def unload(self, name: str) -> None:
         """Takes an adapter out when its requests have ended; new ones are refused from now on."""
-        async with self._changes:
+        async with self._names:
+            self._check_prepared()
             adapter = self._adapter(name, name)
             pointing = sorted(alias for alias, change in self._aliases.items() if change.target == name)
             if pointing:
@@ -162,18 +212,22 @@ class Catalog:
             adapter.leaving = True
         try:
             await adapter.unused()
-            async with self._changes:
-                await adapter.engine.unload_adapter(name)
-                await self._store.displace(name)
-                del self._adapters[name]
         except BaseException:
             adapter.leaving = False
             raise
+        await asyncio.shield(self._let_go(adapter))
+
+    async def _let_go(self, adapter: HeldAdapter) -> None:
+        served = next(each for each in self._served.values() if each.engine is adapter.engine)
+        async with served.changing:
+            await self._give_up(adapter)
 
     async def verify(self, name: str) -> Model:
         """Repeats the proof; the adapter is VERIFIED or REJECTED then."""
-        async with self._changes:
-            adapter = self._adapter(name, name)
+        self._check_prepared()
+        adapter = self._adapter(name, name)
+        served = next(each for each in self._served.values() if each.engine is adapter.engine)
+        async with served.changing:
             with contextlib.suppress(FailedPrecondition):
                 await adapter.prove()
         return adapter.model
@@ -181,14 +235,19 @@ class Catalog:
     async def set_alias(self, alias: str, target: str, expected: str | None) -> tuple[Model, tuple[AliasChange, ...]]:
         """Points an alias at a base or a verified adapter. Raises Aborted ALIAS_CHANGED when `expected` is not its target now."""
         _check_name(alias, "ALIAS_INVALID", "alias")
-        async with self._changes:
+        async with self._names:
+            self._check_prepared()
             if alias in self._served or alias in self._adapters:
                 raise AlreadyExists("ALIAS_NAME_TAKEN", "{alias} is the name of a base or an adapter", alias=alias)
             if target not in self._served and self._adapter(target, target).state is not State.VERIFIED:
                 raise FailedPrecondition("ADAPTER_NOT_VERIFIED", "adapter {name} is not proven: verify it first", name=target)
-            history = await self._store.set(alias, target, expected)
-            self._aliases[alias] = history[0]
+            history = await asyncio.shield(self._keep_alias(alias, target, expected))
         return self._alias_model(alias), history
+
+    async def _keep_alias(self, alias: str, target: str, expected: str | None) -> tuple[AliasChange, ...]:
+        history = await self._store.set(alias, target, expected)
+        self._aliases[alias] = history[0]
+        return history
 
     async def roll_back(self, alias: str, expected: str | None) -> tuple[Model, tuple[AliasChange, ...]]:
         """Points an alias at what it stood for before its last change. Errors: those of RollbackAlias in the contract."""
@@ -200,23 +259,22 @@ class Catalog:
             raise FailedPrecondition("ALIAS_HAS_NO_HISTORY", "alias {alias} never stood for anything else", alias=alias)
         return await self.set_alias(alias, earlier, history[0].target if expected is None else expected)
 
-    async def _look_after(self, interval_s: float) -> None:
+    async def _look_after(self, served: Served, interval_s: float) -> None:
         while True:
+            try:
+                for adapter in [each for each in self._adapters.values() if each.engine is served.engine]:
+                    async with served.changing:
+                        if not adapter.leaving and self._adapters.get(adapter.name) is adapter:
+                            await adapter.restore(await served.engine.replicas())
+                await served.engine.replicas()
+            except TunetrialError:
+                pass  # its requests say so, and health
+            except Exception:
+                _log.exception("looking after an engine failed")
             await asyncio.sleep(interval_s)
-            for served in self._served.values():
-                try:
-                    replicas = await served.engine.replicas()
-                    for adapter in [each for each in self._adapters.values() if each.engine is served.engine]:
-                        async with self._changes:
-                            if not adapter.leaving and self._adapters.get(adapter.name) is adapter:
-                                await adapter.restore(replicas)
-                except TunetrialError:
-                    continue  # its requests say so, and health
-                except Exception:
-                    _log.exception("looking after an engine failed")
 
-    async def _put_back(self, placed: Placed) -> None:
-        """An adapter that was served before. One that cannot be is held all the same: whoever asks for it is told why."""
+    async def _hold(self, placed: Placed) -> None:
+        """An adapter that was served before. The watch proves it; one that cannot be found as it was is left out, and the log says why."""
         served = self._served.get(placed.base)
         if served is None:
             _log.error("an adapter is left out: its base is not served any more", adapter=placed.name, base=placed.base)
@@ -226,12 +284,14 @@ class Catalog:
         except TunetrialError as error:
             _log.error("an adapter is left out", adapter=placed.name, reason=error.reason, message=error.message)
             return
-        if files.weights_sha256 != placed.weights_sha256:
-            _log.error("an adapter is left out: there are other weights at its address now", adapter=placed.name, uri=placed.uri)
+        if (files.weights_sha256, files.config_sha256) != (placed.weights_sha256, placed.config_sha256):
+            _log.error("an adapter is left out: there is another one at its address now", adapter=placed.name, uri=placed.uri)
             return
-        adapter = self._adapters[placed.name] = HeldAdapter(placed.name, served.engine, placed.uri, files, self._tolerance)
-        with contextlib.suppress(TunetrialError):
-            await adapter.restore(await served.engine.replicas())
+        self._adapters[placed.name] = HeldAdapter(placed.name, served.engine, placed.uri, files, self._tolerance)
+
+    def _check_prepared(self) -> None:
+        if not self._prepared:
+            raise Unavailable("ENGINE_UNAVAILABLE", "the service is starting: try again soon", retry_after_s=2)
 
     def _follow(self, name: str) -> tuple[str, str]:
         alias = self._aliases.get(name)
@@ -285,8 +345,8 @@ async def _again(held: HeldAdapter, engine: Engine, files: verification.AdapterF
     return held.model
 
 
-async def _any() -> frozenset[str]:
-    return frozenset()  # a base is what its engine was started with
+async def _any(among: frozenset[str]) -> frozenset[str]:
+    return among  # a base is what its engine was started with
 
 
 def _check_name(name: str, reason: str, field: str) -> None:

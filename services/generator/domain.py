@@ -208,9 +208,10 @@ class Engine(Protocol):
     def capacity(self) -> int:
         """Requests that it takes at once; more wait outside."""
 
-    @property
-    def epoch(self) -> int:
-        """Grows whenever a replica may have become another process without a new identity: adapters are looked at again then."""
+    def epoch(self, replica: str) -> int | None:
+        """Grows whenever the replica of this identity may have become another process all the same: adapters on it are looked at again.
+        None when it is there no more, where an engine can tell.
+        """
 
     async def prepare(self) -> None:
         """Loads or finds the base model. Raises ValueError when it can never be served."""
@@ -353,6 +354,7 @@ class Placed:
     uri: str
     base: str
     weights_sha256: str
+    config_sha256: str
 
 
 class ModelStore(Protocol):

@@ -27,7 +27,7 @@ class _Remote(_Part):
     timeout_s: float = Field(600.0, gt=0, description="Longest wait for the next bytes of an answer.")
     connect_timeout_s: float = Field(5.0, gt=0, description="Longest wait for a connection.")
     concurrency: int = Field(64, ge=1, description="Requests at once, over all replicas; more wait here.")
-    api_key_file: Path | None = Field(None, description="File with the API key, read anew for each connection of the service.")
+    api_key_file: Path | None = Field(None, description="File with the API key, read at the start; openai: again when refused.")
     api_key_variable: str = Field("", description="Environment variable with the API key, instead of a file.")
     ca_file: Path | None = Field(None, description="PEM file with the CA of the engine's certificate; unset for the system's.")
 

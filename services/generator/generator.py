@@ -173,11 +173,12 @@ async def _run(route: Route, encoded: Encoded, decoding: Decoding, manner: Manne
             raise _too_long(length, context)
         max_tokens = min(max_tokens, context - length)
     async with route.admission.enter(manner.caller, patient=manner.patient):
-        work = Work(encoded, decoding, max_tokens, route.adapter, await route.assured(), manner.stream)
+        among = await route.assured(frozenset())
+        work = Work(encoded, decoding, max_tokens, route.adapter, among, manner.stream)
         async with contextlib.aclosing(route.engine.generate(work)) as pieces:
             async for piece in pieces:
                 # Asked again before anything is handed on: the engine may have become another process since.
-                await route.assured()
+                await route.assured(among)
                 yield piece
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 import structlog
 
-from services.common.errors import FailedPrecondition, TunetrialError, Unavailable
+from services.common.errors import FailedPrecondition, ResourceExhausted, TunetrialError, Unavailable
 from services.generator import verification
 from services.generator.domain import Engine, Model, Replica, State
 
 _log = structlog.get_logger()
+
+_AGAIN_S = 60.0
+"""A replica on which the proof failed is tried again after so long: what was wrong with it may have been mended."""
 
 
 class HeldAdapter:
@@ -23,14 +27,13 @@ class HeldAdapter:
         self.name, self.engine, self.uri, self.files = name, engine, uri, files
         self.leaving = False
         self._tolerance = tolerance
-        self._evidence: verification.Evidence | None = None
+        self._evidence: dict[str, verification.Evidence] = {}
+        """By the identities of the replicas on which it is proven."""
+        self._epochs: dict[str, int] = {}
+        """The same replicas' epochs when they were last looked at."""
+        self._refused: dict[str, float] = {}
+        """Replicas on which the proof failed, and when (monotonic clock)."""
         self._rejection: TunetrialError | None = None
-        self._proven: frozenset[str] = frozenset()
-        """Identities of the replicas on which it is proven."""
-        self._refused: frozenset[str] = frozenset()
-        """Those on which the proof failed: not tried again until somebody asks."""
-        self._epoch = 0
-        """The engine's when it was last looked at."""
         self._load_time = datetime.now(UTC)
         self._users = 0
         self._idle = asyncio.Event()
@@ -40,7 +43,7 @@ class HeldAdapter:
     @property
     def state(self) -> State:
         """Where it stands."""
-        if self._proven:
+        if self._evidence:
             return State.VERIFIED
         return State.LOADED if self._rejection is None else State.REJECTED
 
@@ -48,7 +51,6 @@ class HeldAdapter:
     def model(self) -> Model:
         """What ListModels says of it."""
         base = self.engine.base
-        proof = self._evidence.proof if self._evidence is not None else None
         return Model(
             name=self.name,
             base=base.name,
@@ -57,14 +59,14 @@ class HeldAdapter:
             context_tokens=base.context_tokens,
             load_time=self._load_time,
             state=self.state,
-            proof=proof,
+            proof=verification.worst(self._evidence.values()),
             engine=base.engine,
-            rejection=self._rejection,
+            rejection=None if self._evidence else self._rejection,
         )
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keeps it in place meanwhile. Raises FailedPrecondition ADAPTER_NOT_VERIFIED."""
+        """Keeps it in place meanwhile. Raises FailedPrecondition ADAPTER_NOT_VERIFIED, Unavailable ADAPTER_NOT_READY."""
         self._check()
         self._users += 1
         self._idle.clear()
@@ -79,73 +81,101 @@ class HeldAdapter:
         """Returns when nobody uses it."""
         await self._idle.wait()
 
-    async def assured(self) -> frozenset[str]:
-        """Identities of the replicas that may answer for it. Looks again when one may be another process than it was; raises
-        FailedPrecondition ADAPTER_NOT_VERIFIED then, and what the engine answered meanwhile must be thrown away.
+    async def assured(self, among: frozenset[str] = frozenset()) -> frozenset[str]:
+        """Identities of the replicas that may answer for it. `among` are those that might have answered meanwhile.
+
+        Looks again at a replica that may be another process than it was. Raises FailedPrecondition ADAPTER_NOT_VERIFIED where it is, and
+        Unavailable ADAPTER_NOT_READY when one of `among` is there no more: what came meanwhile must be thrown away.
         """
-        if self._epoch != self.engine.epoch:
+        if self._changed():
             async with self._checking:
-                epoch = self.engine.epoch
-                if self._epoch != epoch and self._evidence is not None:
-                    for replica in sorted(self._proven):
-                        if not await verification.still_applied(self.engine, self.name, self._evidence, replica):
-                            self._proven, self._rejection = frozenset(), _not_applied(self.name)
-                self._epoch = epoch
+                for replica in self._changed():
+                    await self._look_again(replica)
         self._check()
-        return self._proven
+        if not among <= self._evidence.keys():
+            raise self._not_ready()
+        return frozenset(self._evidence)
+
+    def _changed(self) -> list[str]:
+        return [replica for replica, epoch in self._epochs.items() if epoch != self.engine.epoch(replica)]
+
+    async def _look_again(self, replica: str) -> None:
+        epoch = self.engine.epoch(replica)
+        if epoch is None:
+            self._forget(replica)
+        elif await verification.still_applied(self.engine, self.name, self._evidence[replica], replica):
+            self._epochs[replica] = epoch
+        else:
+            self._forget(replica)
+            message = "adapter {name} does not answer: its engine is another process by now, and does not give what was proven"
+            self._rejection = FailedPrecondition("ADAPTER_NOT_VERIFIED", message, name=self.name)
+            raise self._rejection
 
     async def prove(self) -> None:
-        """The proof on all that runs now. Raises what speaks against it; the state says the same."""
+        """The proof on all that runs now, loaded where it lacks. It answers as before until the proof speaks against it.
+
+        Raises what speaks against it on any replica; the state says the same.
+        """
         async with self._checking:
-            self._proven, self._refused, self._rejection = frozenset(), frozenset(), None
-            try:
-                await self._prove_on(_identities(await self.engine.replicas()))
-            except TunetrialError as error:
-                self._rejection = error
-                raise
+            replicas = await self.engine.replicas()
+            self._keep(replica.identity for replica in replicas)
+            errors = [error for error in [await self._try(replica) for replica in replicas] if error is not None]
+        if errors:
+            raise errors[0]
 
     async def restore(self, replicas: tuple[Replica, ...]) -> None:
-        """Loads and proves it on those of `replicas` that are new; on those that are left it goes on. The state says how that went."""
-        now = _identities(replicas)
-        self._proven &= now
-        new = now - self._proven - self._refused
-        if not new:
-            return
+        """Loads and proves it on those of `replicas` that are new or lack it; on the others it goes on. The state says how that went."""
         async with self._checking:
-            try:
-                missing = frozenset(each.identity for each in replicas if each.identity in new and self.name not in each.adapters)
-                if missing:
-                    await self.engine.load_adapter(self.name, self.files.folder, missing)
-                await self._prove_on(new)
-            except TunetrialError as error:
-                self._rejection = error
-                self._refused |= frozenset() if isinstance(error, Unavailable) else new
-                _log.warning("an adapter is not proven", adapter=self.name, on=sorted(new), reason=error.reason, message=error.message)
-            else:
-                _log.info("adapter proven again", adapter=self.name, on=sorted(new))
+            self._keep(replica.identity for replica in replicas if self.name in replica.adapters)
+            for replica in replicas:
+                tried = self._refused.get(replica.identity)
+                if replica.identity in self._evidence or (tried is not None and time.monotonic() - tried < _AGAIN_S):
+                    continue
+                error = await self._try(replica)
+                if error is None:
+                    _log.info("adapter proven again", adapter=self.name, on=replica.identity)
+                else:
+                    told = {"adapter": self.name, "on": replica.identity, "reason": error.reason, "message": error.message}
+                    _log.warning("an adapter is not proven", **told)
 
-    async def _prove_on(self, replicas: frozenset[str]) -> None:
-        epoch = self.engine.epoch
-        evidence = await verification.prove(self.engine, self.name, self.files.canaries, self._tolerance, sorted(replicas))
-        self._evidence = evidence
-        failure = verification.failure(evidence.proof, self.name)
-        if failure is not None:
-            raise failure
-        self._proven |= replicas
-        self._epoch, self._rejection = epoch, None
+    async def _try(self, replica: Replica) -> TunetrialError | None:
+        """Loads it where it lacks and proves it; what spoke against it."""
+        identity, epoch = replica.identity, self.engine.epoch(replica.identity)
+        try:
+            self.files.check(self.engine.base)
+            if self.name not in replica.adapters:
+                await self.engine.load_adapter(self.name, self.files.folder, frozenset((identity,)))
+            evidence = await verification.prove(self.engine, self.name, self.files.canaries, self._tolerance, identity)
+            if (failure := verification.failure(evidence.proof, self.name)) is not None:
+                raise failure
+        except TunetrialError as error:
+            self._forget(identity)
+            self._rejection = error
+            if not isinstance(error, Unavailable | ResourceExhausted):
+                self._refused[identity] = time.monotonic()
+            return error
+        self._evidence[identity], self._rejection = evidence, None
+        self._epochs[identity] = epoch if epoch is not None else -1
+        self._refused.pop(identity, None)
+        return None
+
+    def _keep(self, identities: Iterable[str]) -> None:
+        for gone in self._evidence.keys() - set(identities):
+            self._forget(gone)
+
+    def _forget(self, replica: str) -> None:
+        self._evidence.pop(replica, None)
+        self._epochs.pop(replica, None)
 
     def _check(self) -> None:
-        if self._proven:
+        if self._evidence:
             return
-        why = f"{self.state.name}, {self.state.value}" + (f": {self._rejection.message}" if self._rejection is not None else "")
+        if self._rejection is None or isinstance(self._rejection, Unavailable | ResourceExhausted):
+            raise self._not_ready()
         message = "adapter {name} does not answer: {why}"
-        raise FailedPrecondition("ADAPTER_NOT_VERIFIED", message, name=self.name, why=why, state=self.state.name)
+        raise FailedPrecondition("ADAPTER_NOT_VERIFIED", message, name=self.name, why=self._rejection.message, state=self.state.name)
 
-
-def _identities(replicas: tuple[Replica, ...]) -> frozenset[str]:
-    return frozenset(replica.identity for replica in replicas)
-
-
-def _not_applied(name: str) -> FailedPrecondition:
-    message = "adapter {name} is not applied any more: its engine answers like the base"
-    return FailedPrecondition("ADAPTER_CHANGES_NOTHING", message, name=name)
+    def _not_ready(self) -> Unavailable:
+        why = f": {self._rejection.message}" if self._rejection is not None else ""
+        message = "adapter {name} does not answer yet: its engine has changed, and it is being proven again{why}"
+        return Unavailable("ADAPTER_NOT_READY", message, name=self.name, why=why, retry_after_s=1)

@@ -73,8 +73,7 @@ class OpenAIEngine:
         """Requests at once."""
         return self._settings.concurrency
 
-    @property
-    def epoch(self) -> int:
+    def epoch(self, replica: str) -> int:
         """Never changes: there are no adapters to look after."""
         return 0
 

@@ -11,10 +11,11 @@ from collections.abc import Collection, Iterator
 from email.utils import mktime_tz, parsedate_tz
 from typing import Any
 
+import httpx2
 import openai
 
-from services.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, TunetrialError
-from services.generator.replicas import away
+from services.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, TunetrialError, Unavailable
+from services.generator.replicas import Broken, NotReached, away
 
 _UNKNOWN_KEY, _FORBIDDEN = 401, 403
 _REFUSING = (400, _FORBIDDEN, 422)  # OpenAI says 403 for log-probabilities of models that keep them
@@ -55,9 +56,11 @@ def explained(name: str) -> Iterator[None]:
     try:
         yield
     except openai.APITimeoutError as error:
-        raise away(name, "it did not answer in time") from error
+        reached = not isinstance(error.__cause__, httpx2.ConnectTimeout | httpx2.PoolTimeout)
+        raise away(name, "it did not answer in time", Unavailable if reached else NotReached) from error
     except openai.APIConnectionError as error:
-        raise away(name, f"{error.__cause__ or error}") from error
+        reached = not isinstance(error.__cause__, httpx2.ConnectError)
+        raise away(name, f"{error.__cause__ or error}", Broken if reached else NotReached) from error
     except openai.APIStatusError as error:
         raise _failure(name, error) from error
     except openai.APIError as error:  # an error that came as an event of a stream

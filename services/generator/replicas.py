@@ -67,6 +67,22 @@ class Remotes(Generic[Client]):
         raise away(self._name, "the replica that was asked is another process by now")
 
 
-def away(name: str, why: str) -> Unavailable:
+class NotReached(Unavailable):
+    """A request that never arrived: another replica may have it without anything being done twice."""
+
+
+class Broken(Unavailable):
+    """A connection that broke before anything came back: the request may have been at work."""
+
+
+def away(name: str, why: str, kind: type[Unavailable] = Unavailable) -> Unavailable:
     """The error for an engine that cannot be reached."""
-    return Unavailable("ENGINE_UNAVAILABLE", "the engine of model {name} is away: {why}", name=name, why=why, retry_after_s=1)
+    return kind("ENGINE_UNAVAILABLE", "the engine of model {name} is away: {why}", name=name, why=why, retry_after_s=1)
+
+
+def worth_another(error: Unavailable, earlier: Unavailable | None) -> bool:
+    """Whether another replica may have a request that failed so: it did not arrive, or a connection broke for the first time.
+
+    What broke once may break every replica, and one that is slow is still at work.
+    """
+    return isinstance(error, NotReached) or (isinstance(error, Broken) and not isinstance(earlier, Broken))

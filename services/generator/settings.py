@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import NoDecode
@@ -27,6 +27,9 @@ class Settings(ServerSettings):
     )
     engines: dict[str, EngineSettings] = Field({}, description="Engines by the names of their bases, a JSON object; see docs/generator.md.")
     engines_file: Path | None = Field(None, description="JSON file with such an object, beside or instead of `engines`.")
+    put_back: Literal["all", "aliased"] = Field(
+        "all", description="Which adapters are served again after a restart: all that were loaded, or those that an alias stands for."
+    )
     watch_s: float = Field(5.0, gt=0, description="Seconds between looks at which replicas run and what they serve.")
     data_dir: Path = Field(Path(".tunetrial/generator"), description="Folder for what must survive a restart: adapters served and aliases.")
     dtype: str = Field(
@@ -53,6 +56,11 @@ class Settings(ServerSettings):
     retriever_tls_certificate: Path | None = Field(None, description="PEM file with our certificate, for mutual TLS.")
     retriever_tls_key: Path | None = Field(None, description="PEM file with our private key, for mutual TLS.")
     retriever_token: SecretStr = Field(SecretStr(""), description="Bearer token for the retriever; needs retriever_tls_ca.")
+
+    @field_validator("engines_file", mode="before")
+    @classmethod
+    def _unset(cls, value: Any) -> Any:
+        return value or None
 
     @field_validator("models", mode="before")
     @classmethod

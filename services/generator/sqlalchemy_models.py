@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import DateTime, String, UniqueConstraint, delete, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from services.common.errors import Aborted
+from services.common.errors import Aborted, Unavailable
 from services.generator.domain import AliasChange, Placed
 
 
@@ -42,6 +43,7 @@ class _Adapter(_Table):
     uri: Mapped[str]
     base: Mapped[str] = mapped_column(String(200))
     weights_sha256: Mapped[str] = mapped_column(String(64))
+    config_sha256: Mapped[str] = mapped_column(String(64))
 
 
 class SqlAlchemyModels:
@@ -60,19 +62,19 @@ class SqlAlchemyModels:
 
     async def current(self) -> Mapping[str, AliasChange]:
         """Every alias as it now is."""
-        async with self._sessions() as session:
+        async with self._session() as session:
             rows = await session.scalars(select(_Change).order_by(_Change.number))
             return {row.alias: _change(row) for row in rows}
 
     async def history(self, alias: str) -> tuple[AliasChange, ...]:
         """What an alias has stood for, newest first."""
-        async with self._sessions() as session:
+        async with self._session() as session:
             rows = await session.scalars(select(_Change).where(_Change.alias == alias).order_by(_Change.number.desc()))
             return tuple(map(_change, rows))
 
     async def set(self, alias: str, target: str, expected: str | None) -> tuple[AliasChange, ...]:
         """Adds a change; the history, newest first. Raises Aborted ALIAS_CHANGED when the target now is not `expected` ("": none)."""
-        async with self._sessions() as session:
+        async with self._session() as session:
             rows = list(await session.scalars(select(_Change).where(_Change.alias == alias).order_by(_Change.number.desc())))
             now = rows[0].target if rows else ""
             if expected is not None and expected != now:
@@ -89,20 +91,20 @@ class SqlAlchemyModels:
 
     async def adapters(self) -> Sequence[Placed]:
         """All adapters that were loaded and not unloaded, in the order of loading."""
-        async with self._sessions() as session:
+        async with self._session() as session:
             rows = await session.scalars(select(_Adapter).order_by(_Adapter.id))
-            return [Placed(row.name, row.uri, row.base, row.weights_sha256) for row in rows]
+            return [Placed(row.name, row.uri, row.base, row.weights_sha256, row.config_sha256) for row in rows]
 
     async def place(self, adapter: Placed) -> None:
         """Keeps an adapter; one of the same name is replaced."""
-        async with self._sessions() as session:
+        async with self._session() as session:
             await session.execute(delete(_Adapter).where(_Adapter.name == adapter.name))
             session.add(_Adapter(**asdict(adapter)))
             await session.commit()
 
     async def displace(self, name: str) -> None:
         """Forgets an adapter."""
-        async with self._sessions() as session:
+        async with self._session() as session:
             await session.execute(delete(_Adapter).where(_Adapter.name == name))
             await session.commit()
 
@@ -111,11 +113,16 @@ class SqlAlchemyModels:
         if self._engine is not None:
             await self._engine.dispose()
 
-    @property
-    def _sessions(self) -> async_sessionmaker[AsyncSession]:
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[AsyncSession]:
         if self._engine is None:
-            raise RuntimeError("the database is opened first")
-        return async_sessionmaker(self._engine, expire_on_commit=False)
+            raise Unavailable("STORE_UNAVAILABLE", "the service is starting: try again soon", retry_after_s=1)
+        try:
+            async with async_sessionmaker(self._engine, expire_on_commit=False)() as session:
+                yield session
+        except OperationalError as error:  # locked, or the disk is full
+            message = "what is to be served cannot be read or kept now: {why}"
+            raise Unavailable("STORE_UNAVAILABLE", message, why=str(error.orig), retry_after_s=1) from error
 
 
 def _changed(alias: str, now: str) -> Aborted:

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 
 from services.common.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, TunetrialError
 from services.generator.engine_settings import TgiSettings
-from services.generator.replicas import away
+from services.generator.replicas import Broken, NotReached, away
 
 _LOOK_S = 10.0
 _DENIED = (401, 403)
@@ -151,7 +151,8 @@ class TgiClient:
             if isinstance(cause, httpx2.ReadTimeout):
                 raise away(self._name, "it did not answer in time") from error
             self.lost += 1
-            raise away(self._name, f"{type(cause).__name__}: {cause}") from error
+            arrived = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
+            raise away(self._name, f"{type(cause).__name__}: {cause}", Broken if arrived else NotReached) from error
         except TextGenerationError as error:  # came as an event of a stream
             status = next((status for kind, status in _EVENTS.items() if isinstance(error, kind)), 500)
             raise _refusal(self._name, status, _short(str(error))) from error

@@ -28,7 +28,7 @@ from services.generator.domain import Base, Canary, ConstraintKind, Encoded, Eng
 from services.generator.engine_rollout import ManualRollout
 from services.generator.engine_settings import TgiSettings
 from services.generator.model_files import model_folder
-from services.generator.replicas import Remote, Remotes, away
+from services.generator.replicas import Remote, Remotes, away, worth_another
 from services.generator.tgi_answer import Answer
 from services.generator.tgi_client import TgiClient
 
@@ -74,10 +74,9 @@ class TgiEngine:
         """Requests at once, over all replicas."""
         return self._settings.concurrency
 
-    @property
-    def epoch(self) -> int:
-        """Connections opened so far."""
-        return sum(remote.client.opened for remote in self._remotes.all)
+    def epoch(self, replica: str) -> int | None:
+        """Connections opened to it so far."""
+        return next((remote.client.opened for remote in self._remotes.all if remote.identity == replica), None)
 
     async def prepare(self) -> None:
         """Reads the tokenizer and looks for the replicas, which may come later. Raises ValueError when there is no tokenizer."""
@@ -156,7 +155,7 @@ class TgiEngine:
                             yield piece
                 except Unavailable as error:
                     remote.failed()
-                    if answer.begun:
+                    if answer.begun or not worth_another(error, failed):
                         raise
                     failed = error
                     continue

@@ -92,25 +92,30 @@ class Evidence:
     adapted: tuple[float, ...]
 
 
-async def prove(engine: Engine, adapter: str, canaries: Sequence[Canary], tolerance: float, replicas: Iterable[str]) -> Evidence:
-    """Scores canary answers under base and adapter on these replicas, in batches that mix them as requests will.
+async def prove(engine: Engine, adapter: str, canaries: Sequence[Canary], tolerance: float, replica: str) -> Evidence:
+    """Scores canary answers under base and adapter on a replica, in batches that mix them as requests will.
 
     The base's noise is the difference between a base row with another base row beside it and the same row alone. The adapter's row
     takes the place of a base row in a batch of the same shape, so an adapter that adds nothing gives the same numbers to the last bit
     on a deterministic engine, and no more than noise elsewhere.
     """
     chosen = tuple(canaries) or await _own_canaries(engine)
-    found = [await _prove_on(replica, engine, adapter, chosen, tolerance) for replica in replicas]
-    proofs = [one.proof for one in found]
+    return await _prove_on(replica, engine, adapter, chosen, tolerance)
+
+
+def worst(found: Iterable[Evidence]) -> Proof | None:
+    """The proof that holds for all replicas: the newest, with the differences of the worst. None without any."""
+    proofs = sorted((one.proof for one in found), key=lambda proof: proof.time)
+    if not proofs:
+        return None
     manifest = [proof.difference_from_manifest for proof in proofs if proof.difference_from_manifest is not None]
-    worst = replace(
+    return replace(
         proofs[-1],
         difference_from_base=min(proof.difference_from_base for proof in proofs),
         base_noise=max(proof.base_noise for proof in proofs),
         difference_from_manifest=max(manifest) if manifest else None,
-        replica_count=len(found),
+        replica_count=len(proofs),
     )
-    return replace(found[0], proof=worst)
 
 
 async def _prove_on(replica: str, engine: Engine, adapter: str, canaries: Sequence[Canary], tolerance: float) -> Evidence:
@@ -139,9 +144,10 @@ async def _prove_on(replica: str, engine: Engine, adapter: str, canaries: Sequen
 
 
 async def still_applied(engine: Engine, adapter: str, evidence: Evidence, replica: str) -> bool:
-    """Whether a replica gives the telling canary what the adapter gave it, rather than what the base did."""
+    """Whether a replica gives the telling canary what the adapter gave it: within tolerance, and nearer to it than to the base."""
     (now,) = await engine.score([(adapter, evidence.canary)], replica)
-    return _distance(now, evidence.adapted) < _distance(now, evidence.base)
+    apart = _distance(now, evidence.adapted)
+    return apart <= max(evidence.proof.tolerance, evidence.proof.base_noise) and apart < _distance(now, evidence.base)
 
 
 def failure(proof: Proof, name: str) -> TunetrialError | None:

@@ -15,9 +15,9 @@ from services.generator.replicas import away
 class Answer:
     """Takes what comes and adds it up."""
 
-    def __init__(self, spell: Callable[[int], str], *, wanted: int | None) -> None:
-        """`spell` gives the text of a token; `wanted` rivals of each token, None for no log-probabilities at all."""
-        self._spell, self._wanted = spell, wanted
+    def __init__(self, name: str, spell: Callable[[int], str], *, wanted: int | None) -> None:
+        """`name` is the base's, for errors; `spell` gives the text of a token; `wanted` rivals of each, None for no log-probabilities."""
+        self._name, self._spell, self._wanted = name, spell, wanted
         self.begun = False
         """Whether any text has come."""
         self._texts: list[str] = []
@@ -39,15 +39,17 @@ class Answer:
         if self._wanted is not None and choice.logprobs is not None:
             self._add_tokens(choice.logprobs)
         reason: str | None = choice.finish_reason
+        if reason is not None and reason not in ("stop", "length"):  # "abort", when vLLM is told to end
+            raise away(self._name, f"it ended its answer with {reason}")
         if reason is not None:
             stopped_by = (choice.model_extra or {}).get("stop_reason")
             self._finish = Finish.LENGTH if reason == "length" else Finish.STOP if isinstance(stopped_by, str) else Finish.END
         return choice.text
 
-    def check_ended(self, name: str) -> None:
+    def check_ended(self) -> None:
         """Raises Unavailable ENGINE_UNAVAILABLE when the answer breaks off."""
         if self._finish is None:
-            raise away(name, "its answer broke off")
+            raise away(self._name, "its answer broke off")
 
     def generation(self, work: Work, latency_ms: float, seed: int | None) -> Generation:
         """The whole. What it costs to run an engine of one's own is not known here."""

@@ -33,7 +33,7 @@ from services.generator.domain import Base, Canary, ConstraintKind, Encoded, Gen
 from services.generator.engine_settings import VllmSettings
 from services.generator.model_files import base_sha256, model_folder
 from services.generator.openai_errors import explained, said
-from services.generator.replicas import Remote, Remotes, away
+from services.generator.replicas import Remote, Remotes, away, worth_another
 from services.generator.vllm_answer import Answer
 
 _log = structlog.get_logger()
@@ -42,7 +42,7 @@ _Made = TypeVar("_Made")
 
 _STARTED = re.compile(rb"^process_start_time_seconds (\S+)", re.MULTILINE)
 _CONSTRAINTS = {ConstraintKind.JSON_SCHEMA: "json", ConstraintKind.REGEX: "regex", ConstraintKind.CHOICE: "choice"}
-_LOOK_S = 10.0
+_LOOK_S = 3.0
 _LOAD_S = 300.0
 
 
@@ -67,6 +67,10 @@ class VllmEngine:
                 for url in settings.urls
             },
         )
+        self._paths: dict[str, str] = {}
+        """Adapters and where they were loaded from; another path under the same name is another adapter."""
+        self._salts: dict[str, str] = {}
+        """Adapters and the hash of their files: vLLM knows prefixes by the adapter's name and path alone."""
         self._text_thread = ThreadPoolExecutor(1, f"text-{name}")
         self._tokenizer: ChatTokenizer | None = None
         self._spell: Callable[[int], str] = str
@@ -86,9 +90,8 @@ class VllmEngine:
         """Requests at once, over all replicas."""
         return self._settings.concurrency
 
-    @property
-    def epoch(self) -> int:
-        """Never changes: a replica that is another process lacks the adapters that it was given, and vLLM says so."""
+    def epoch(self, replica: str) -> int:
+        """Never changes: another process has another identity, and lacks the adapters that were loaded into this one, as vLLM says."""
         return 0
 
     async def prepare(self) -> None:
@@ -134,8 +137,12 @@ class VllmEngine:
             context = int(own[self._served].get("max_model_len") or 0)
             self._base = Base(self._name, self._settings.source, self._weights_sha256, context, datetime.now(UTC), "vllm")
         started = _STARTED.search(metrics.content)
-        identity = f"{remote.url} {started[1].decode() if started else ''}"
-        return Replica(identity, frozenset(name for name, model in own.items() if model.get("parent") == self._served))
+        if started is None:
+            message = "vLLM at {url} does not say when it was started (/metrics, process_start_time_seconds): a new process would go unseen"
+            raise FailedPrecondition("ENGINE_UNSUPPORTED", message, url=remote.url)
+        adapters = {name: model.get("root") for name, model in own.items() if model.get("parent") == self._served}
+        ours = frozenset(name for name, root in adapters.items() if root == self._paths.get(name))
+        return Replica(f"{remote.url} {started[1].decode()}", ours)
 
     async def encode(self, prompt: Prompt) -> Encoded:
         """Tokens of a prompt."""
@@ -150,7 +157,7 @@ class VllmEngine:
         request = self._request(work, seed)
         failed: Unavailable | None = None
         for remote in self._remotes.to_try(work.among):
-            answer = Answer(self._spell, wanted=decoding.top_log_probabilities)
+            answer = Answer(self._name, self._spell, wanted=decoding.top_log_probabilities)
             with remote.at_work():
                 try:
                     async with contextlib.aclosing(self._ask(remote, request, answer, stream=work.stream)) as pieces:
@@ -158,7 +165,7 @@ class VllmEngine:
                             yield piece
                 except Unavailable as error:
                     remote.failed()
-                    if answer.begun:
+                    if answer.begun or not worth_another(error, failed):
                         raise
                     failed = error
                     continue
@@ -180,13 +187,14 @@ class VllmEngine:
                 async for chunk in chunks:
                     if piece := answer.take(chunk, request["model"]):
                         yield piece
-        answer.check_ended(self._name)
+        answer.check_ended()
 
     def _request(self, work: Work, seed: int | None) -> dict[str, Any]:
         decoding = work.decoding
-        extra: dict[str, Any] = {"return_tokens_as_token_ids": True}
-        if decoding.top_k is not None:
-            extra["top_k"] = decoding.top_k
+        # All of sampling is said: vLLM takes what is not from the base's generation_config.json.
+        extra: dict[str, Any] = {"return_tokens_as_token_ids": True, "min_p": 0.0, "repetition_penalty": 1.0, "top_k": decoding.top_k or 0}
+        if work.adapter in self._salts:
+            extra["cache_salt"] = self._salts[work.adapter]
         if decoding.constraint is not None:
             values = decoding.constraint.values
             several = decoding.constraint.kind is ConstraintKind.CHOICE
@@ -197,6 +205,8 @@ class VllmEngine:
             "max_tokens": work.max_tokens,
             "temperature": decoding.temperature or 0.0,
             "top_p": decoding.top_p if decoding.top_p is not None else 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
             "seed": seed,
             "stop": list(decoding.stop) or None,
             "logprobs": decoding.top_log_probabilities,
@@ -206,7 +216,9 @@ class VllmEngine:
     async def load_adapter(self, adapter: str, folder: Path, among: frozenset[str] = frozenset()) -> None:
         """Puts an adapter into every replica or into none; with `among` into those of these identities."""
         await asyncio.to_thread(check_plain_lora, folder, "vLLM")
-        path = await asyncio.to_thread(self._share, folder)
+        digest = await asyncio.to_thread(_digest, folder)
+        path = await asyncio.to_thread(self._share, folder, digest)
+        self._paths[adapter], self._salts[adapter] = path, digest
         chosen = [remote for remote in self._remotes.all if not among or remote.identity in among]
         done = await asyncio.gather(*(self._load(remote, adapter, path) for remote in chosen), return_exceptions=True)
         failures = [one for one in done if isinstance(one, BaseException)]
@@ -215,7 +227,9 @@ class VllmEngine:
             raise failures[0]
 
     async def _load(self, remote: Remote[openai.AsyncOpenAI], adapter: str, path: str) -> None:
-        body = {"lora_name": adapter, "lora_path": path, "load_inplace": True}
+        # Not by vLLM's `load_inplace`: with it, 0.32 reads the files again at every step.
+        await self._unload([remote], adapter)
+        body = {"lora_name": adapter, "lora_path": path}
         with explained(self._name):
             try:
                 await remote.client.post("/load_lora_adapter", body=body, cast_to=httpx2.Response, options={"timeout": _LOAD_S})
@@ -262,6 +276,9 @@ class VllmEngine:
         self, remote: Remote[openai.AsyncOpenAI], adapter: str | None, prompt: tuple[int, ...], completion: tuple[int, ...]
     ) -> tuple[float, ...]:
         model = adapter or self._served
+        extra: dict[str, Any] = {"return_tokens_as_token_ids": True}
+        if adapter in self._salts:
+            extra["cache_salt"] = self._salts[adapter]
 
         async def one(place: int) -> float:
             with explained(self._name):
@@ -271,7 +288,7 @@ class VllmEngine:
                     max_tokens=1,
                     temperature=0.0,
                     logprobs=0,
-                    extra_body={"allowed_token_ids": [completion[place]], "return_tokens_as_token_ids": True},
+                    extra_body=extra | {"allowed_token_ids": [completion[place]]},
                 )
             found = scored.choices[0].logprobs
             if scored.model != model or found is None or found.tokens != [f"token_id:{completion[place]}"] or not found.token_logprobs:
@@ -295,23 +312,28 @@ class VllmEngine:
     async def _on_text_thread(self, call: Callable[[_Given], _Made], given: _Given) -> _Made:
         return await asyncio.get_running_loop().run_in_executor(self._text_thread, call, given)
 
-    def _share(self, folder: Path) -> str:
-        """The adapter's path as vLLM sees it; copied to where it looks, once for each content."""
+    def _share(self, folder: Path, digest: str) -> str:
+        """The adapter's path as vLLM sees it; copied to where it looks, once for each content. Raises Unavailable ADAPTER_NOT_SHARED."""
         shared = self._settings.adapter_folder
         if shared is None:
             return str(folder)
-        target = shared / f"{folder.name}-{_digest(folder)}"
+        target = shared / f"{folder.name}-{digest}"
         if not target.exists():
-            partial_copy = shared / f".{target.name}-{secrets.token_hex(4)}"
-            shutil.copytree(folder, partial_copy)
+            half = shared / f".{target.name}-{secrets.token_hex(4)}"
             try:
-                partial_copy.rename(target)
-            except OSError:  # somebody else was quicker
-                shutil.rmtree(partial_copy)
+                shutil.copytree(folder, half)
+                half.rename(target)
+            except OSError as error:
+                shutil.rmtree(half, ignore_errors=True)
+                if not target.exists():  # nobody else was quicker
+                    message = "the adapter cannot be brought to {folder}: {why}"
+                    raise Unavailable("ADAPTER_NOT_SHARED", message, folder=shared, why=error) from error
         seen = self._settings.adapter_folder_on_engine
         return f"{seen.rstrip('/')}/{target.name}" if seen else str(target)
 
 
 def _digest(folder: Path) -> str:
-    with (folder / "adapter_model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    found = hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        found.update((folder / name).read_bytes())
+    return found.hexdigest()[:16]

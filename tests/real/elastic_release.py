@@ -17,6 +17,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.real.environments import alone
+
 
 @dataclass(frozen=True, slots=True)
 class Release:
@@ -77,8 +79,9 @@ def install(release: Release, folder: Path) -> Installed:
 
 
 def _unpack(release: Release, folder: Path) -> Path:
-    if not release.archive.exists():
-        _fetch(release)
+    with alone("elasticsearch"):
+        if not release.archive.exists():
+            _fetch(release)
     found = hashlib.sha256(release.archive.read_bytes()).hexdigest()
     if found != release.sha256:
         raise RuntimeError(f"{release.archive} has sha256 {found}, not {release.sha256}: delete it and run again")

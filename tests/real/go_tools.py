@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.real.environments import alone
+
 GRPCURL = "v1.9.4"
 _GO_DEFAULT = "/usr/local/go/bin"  # where Go's own installer puts it
 _PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"], _GO_DEFAULT))
@@ -29,7 +31,9 @@ def grpcurl() -> Path:
     """The program, installed when it is not kept yet."""
     tools = Path(os.environ.get("TUNETRIAL_TOOLS") or Path.home() / ".cache" / "tunetrial-tools")
     kept = tools / f"grpcurl-{GRPCURL}" / "grpcurl"
-    if not kept.exists():
+    with alone("grpcurl"):
+        if kept.exists():
+            return kept
         _run(tools, "go", "install", f"github.com/fullstorydev/grpcurl/cmd/grpcurl@{GRPCURL}", GOBIN=str(kept.parent))
     return kept
 

@@ -290,7 +290,7 @@ async def test_the_provider_is_there_without_an_answer_being_paid_for(server: Op
     await asyncio.gather(*(engine.replicas() for _ in range(20)))
     assert (server.looks, server.seen) == (1, [])
     assert (engine.base.name, engine.base.uri, engine.base.engine) == ("baseline", f"{server.url}/{MODEL}", "openai")
-    assert (engine.capacity, engine.epoch) == (64, 0)
+    assert (engine.capacity, engine.epoch("")) == (64, 0)
 
 
 async def test_a_provider_that_is_away_is_looked_for_each_time_and_found_again(server: OpenAIServer) -> None:

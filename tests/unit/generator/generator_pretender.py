@@ -38,9 +38,8 @@ class Pretender:
     def capacity(self) -> int:
         return 4
 
-    @property
-    def epoch(self) -> int:
-        return self.restarts
+    def epoch(self, replica: str) -> int | None:
+        return self.restarts if replica in {each.identity for each in self.running} else None
 
     async def prepare(self) -> None: ...
 
@@ -114,4 +113,6 @@ class Remembered:
 
 
 def catalog_of(engine: Pretender, roots: str = "") -> Catalog:
-    return Catalog({"base": engine}, Remembered(), uri_roots=roots, tolerance=0.05, queue_limit=8)
+    catalog = Catalog({"base": engine}, Remembered(), uri_roots=roots, tolerance=0.05, queue_limit=8)
+    catalog._prepared = True  # there is nothing to load, and no watch is wanted
+    return catalog

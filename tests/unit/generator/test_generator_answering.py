@@ -157,8 +157,9 @@ async def test_a_load_that_is_cancelled_leaves_nothing(folder: Path, monkeypatch
     task = asyncio.create_task(catalog.load("mine", str(folder), ""))
     await proving.wait()
     assert [(model.name, model.state) for model in catalog.models()[1:]] == [("mine", State.LOADED)]
-    with pytest.raises(FailedPrecondition), catalog.use("mine"):
+    with pytest.raises(Unavailable) as early, catalog.use("mine"):
         pass
+    assert early.value.reason == "ADAPTER_NOT_READY"
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

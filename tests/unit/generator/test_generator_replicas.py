@@ -94,7 +94,8 @@ async def test_a_replica_that_is_gone_is_not_asked_and_a_new_one_only_after_its_
 async def test_an_engine_that_was_away_answers_after_a_new_proof(catalog: Catalog, engine: Pretender) -> None:
     engine.running = ()
     await looks(engine)
-    assert state(catalog) is State.VERIFIED  # it may be back in a moment; meanwhile the engine says that it is away
+    with pytest.raises(Unavailable):
+        await ask(catalog)
     engine.base_only = {"one again"}
     engine.running = (Replica("one again", frozenset()),)
     await looks(engine)
@@ -129,6 +130,66 @@ async def test_an_engine_that_became_another_and_still_has_the_adapter_goes_on(c
     texts = await asyncio.gather(*(ask(catalog) for _ in range(5)))
     assert all(isinstance(pieces[-1], Text) for pieces in texts)
     assert engine.scored == ["one", "two"]
+
+
+async def test_of_two_new_replicas_one_that_refuses_does_not_keep_the_other_from_answering(catalog: Catalog, engine: Pretender) -> None:
+    engine.base_only = {"three"}
+    engine.running = (Replica("three", frozenset()), Replica("four", frozenset()))
+    await looks(engine)
+    await ask(catalog)
+    assert engine.work[-1].among == {"four"}
+    # Asked for, the proof is tried everywhere again, and says what speaks against it.
+    model = await catalog.verify("mine")
+    assert model.state is State.VERIFIED
+    engine.base_only = set()
+    model = await catalog.verify("mine")
+    assert model.proof is not None
+    assert model.proof.replica_count == 2
+
+
+async def test_an_adapter_goes_on_answering_while_it_is_being_proven_again(
+    catalog: Catalog, engine: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proving = asyncio.Event()
+
+    async def never(*_: object) -> tuple[tuple[float, ...], ...]:
+        proving.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "score", never)
+        verifying = asyncio.create_task(catalog.verify("mine"))
+        await proving.wait()
+        assert isinstance((await ask(catalog))[-1], Text)
+        await catalog.set_alias("production", "mine", "")
+        verifying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await verifying
+    assert isinstance((await ask(catalog))[-1], Text)
+
+
+async def test_a_replica_that_goes_away_in_mid_request_takes_its_answer_along(catalog: Catalog, engine: Pretender) -> None:
+    engine.hold = asyncio.Event()
+    asked = asyncio.create_task(ask(catalog))
+    async with asyncio.timeout(10):
+        while not engine.work:  # noqa: ASYNC110  the engine has no event for it
+            await asyncio.sleep(0)
+    engine.running = (Replica("two", frozenset({"mine"})),)
+    engine.hold.set()
+    with pytest.raises(Unavailable) as lost:
+        await asked
+    assert lost.value.reason == "ADAPTER_NOT_READY"
+    assert isinstance((await ask(catalog))[-1], Text)
+    assert engine.work[-1].among == {"two"}
+
+
+async def test_a_replica_that_lost_the_adapter_gets_it_again(catalog: Catalog, engine: Pretender) -> None:
+    engine.running = (Replica("one", frozenset()), Replica("two", frozenset({"mine"})))
+    await looks(engine)
+    assert "mine" in engine.running[0].adapters
+    await ask(catalog)
+    assert engine.work[-1].among == {"one", "two"}
 
 
 async def test_a_service_is_ready_while_one_engine_is(catalog: Catalog, engine: Pretender) -> None:

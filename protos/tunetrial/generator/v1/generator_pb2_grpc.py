@@ -28,13 +28,13 @@ if _version_not_supported:
 class GeneratorServiceStub:
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
-    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
-    with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
-    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere
-    also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words); FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its
-    filter, or the model, did not want to), ENGINE_QUOTA_SPENT, TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as
-    another model than asked. Cancelling a call frees its place in the engine at once. Callers (a token, else a connection) take turns when
-    requests wait.
+    UNAVAILABLE ADAPTER_NOT_READY while an adapter is being proven again, ENGINE_UNAVAILABLE; INVALID_ARGUMENT for settings out of range,
+    PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both with the time after which to come back;
+    FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the model's engine cannot keep, ENGINE_DENIED when the engine does not accept this
+    service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words);
+    FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its filter, or the model, did not want to), ENGINE_QUOTA_SPENT,
+    TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as another model than asked. Cancelling a call frees its
+    place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
     """
 
     def __init__(self, channel):
@@ -103,13 +103,13 @@ class GeneratorServiceStub:
 class GeneratorServiceServicer:
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
-    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
-    with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
-    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere
-    also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words); FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its
-    filter, or the model, did not want to), ENGINE_QUOTA_SPENT, TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as
-    another model than asked. Cancelling a call frees its place in the engine at once. Callers (a token, else a connection) take turns when
-    requests wait.
+    UNAVAILABLE ADAPTER_NOT_READY while an adapter is being proven again, ENGINE_UNAVAILABLE; INVALID_ARGUMENT for settings out of range,
+    PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both with the time after which to come back;
+    FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the model's engine cannot keep, ENGINE_DENIED when the engine does not accept this
+    service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words);
+    FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its filter, or the model, did not want to), ENGINE_QUOTA_SPENT,
+    TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as another model than asked. Cancelling a call frees its
+    place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
     """
 
     def Generate(self, request, context):
@@ -266,13 +266,13 @@ def add_GeneratorServiceServicer_to_server(servicer, server):
 class GeneratorService:
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
-    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
-    with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
-    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere
-    also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words); FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its
-    filter, or the model, did not want to), ENGINE_QUOTA_SPENT, TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as
-    another model than asked. Cancelling a call frees its place in the engine at once. Callers (a token, else a connection) take turns when
-    requests wait.
+    UNAVAILABLE ADAPTER_NOT_READY while an adapter is being proven again, ENGINE_UNAVAILABLE; INVALID_ARGUMENT for settings out of range,
+    PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both with the time after which to come back;
+    FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the model's engine cannot keep, ENGINE_DENIED when the engine does not accept this
+    service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words);
+    FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its filter, or the model, did not want to), ENGINE_QUOTA_SPENT,
+    TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as another model than asked. Cancelling a call frees its
+    place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
     """
 
     @staticmethod

@@ -29,13 +29,13 @@ GRPC_VERSION: str
 class GeneratorServiceStub:
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
-    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
-    with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
-    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere
-    also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words); FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its
-    filter, or the model, did not want to), ENGINE_QUOTA_SPENT, TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as
-    another model than asked. Cancelling a call frees its place in the engine at once. Callers (a token, else a connection) take turns when
-    requests wait.
+    UNAVAILABLE ADAPTER_NOT_READY while an adapter is being proven again, ENGINE_UNAVAILABLE; INVALID_ARGUMENT for settings out of range,
+    PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both with the time after which to come back;
+    FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the model's engine cannot keep, ENGINE_DENIED when the engine does not accept this
+    service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words);
+    FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its filter, or the model, did not want to), ENGINE_QUOTA_SPENT,
+    TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as another model than asked. Cancelling a call frees its
+    place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
     """
 
     @_typing.overload
@@ -80,13 +80,13 @@ class GeneratorServiceStub:
 class GeneratorServiceAsyncStub(GeneratorServiceStub):
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
-    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
-    with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
-    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere
-    also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words); FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its
-    filter, or the model, did not want to), ENGINE_QUOTA_SPENT, TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as
-    another model than asked. Cancelling a call frees its place in the engine at once. Callers (a token, else a connection) take turns when
-    requests wait.
+    UNAVAILABLE ADAPTER_NOT_READY while an adapter is being proven again, ENGINE_UNAVAILABLE; INVALID_ARGUMENT for settings out of range,
+    PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both with the time after which to come back;
+    FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the model's engine cannot keep, ENGINE_DENIED when the engine does not accept this
+    service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words);
+    FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its filter, or the model, did not want to), ENGINE_QUOTA_SPENT,
+    TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as another model than asked. Cancelling a call frees its
+    place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -127,13 +127,13 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
 class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
     Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
-    INVALID_ARGUMENT for settings out of range, PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both
-    with the time after which to come back; UNAVAILABLE ENGINE_UNAVAILABLE; FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the
-    model's engine cannot keep, ENGINE_DENIED when the engine does not accept this service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere
-    also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words); FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its
-    filter, or the model, did not want to), ENGINE_QUOTA_SPENT, TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as
-    another model than asked. Cancelling a call frees its place in the engine at once. Callers (a token, else a connection) take turns when
-    requests wait.
+    UNAVAILABLE ADAPTER_NOT_READY while an adapter is being proven again, ENGINE_UNAVAILABLE; INVALID_ARGUMENT for settings out of range,
+    PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both with the time after which to come back;
+    FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the model's engine cannot keep, ENGINE_DENIED when the engine does not accept this
+    service's credentials; DEADLINE_EXCEEDED. Of engines elsewhere also: INVALID_ARGUMENT ENGINE_REFUSED (with the engine's words);
+    FAILED_PRECONDITION ENGINE_LACKS_MODEL, and of a provider ANSWER_REFUSED (its filter, or the model, did not want to), ENGINE_QUOTA_SPENT,
+    TEXT_UNSUPPORTED (send a conversation); INTERNAL MODEL_DIFFERS when it answered as another model than asked. Cancelling a call frees its
+    place in the engine at once. Callers (a token, else a connection) take turns when requests wait.
     """
 
     @_abc_1.abstractmethod

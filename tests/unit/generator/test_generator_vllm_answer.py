@@ -1,0 +1,51 @@
+"""What vLLM sends, as a generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from openai.types import Completion, CompletionChoice
+
+from services.common.errors import Internal, Unavailable
+from services.generator.domain import Decoding, Encoded, Finish, Work
+from services.generator.vllm_answer import Answer
+
+WORK = Work(Encoded("hello", (1, 2)), Decoding(), 8)
+
+
+def completion(text: str = "hi", finish: str | None = "stop", model: str = "base", **choice: Any) -> Completion:
+    made = {"index": 0, "text": text, "finish_reason": finish, "logprobs": None, **choice}
+    return Completion.model_construct(
+        id="1", created=1, object="text_completion", model=model, choices=[CompletionChoice.model_construct(**made)], usage=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("finish", "stopped_by", "expected"),
+    [("stop", None, Finish.END), ("stop", "END", Finish.STOP), ("length", None, Finish.LENGTH)],
+)
+def test_each_reason_to_end_is_told(finish: str, stopped_by: str | None, expected: Finish) -> None:
+    answer = Answer("base", str, wanted=None)
+    assert answer.take(completion(finish=finish, stop_reason=stopped_by), "base") == "hi"
+    answer.check_ended()
+    assert answer.generation(WORK, 1.0, None).finish is expected
+
+
+@pytest.mark.parametrize("finish", ["abort", "error", "whatever"])
+def test_an_answer_that_vllm_gave_up_is_no_answer(finish: str) -> None:
+    with pytest.raises(Unavailable, match=finish):
+        Answer("base", str, wanted=None).take(completion(finish=finish), "base")
+
+
+def test_an_answer_that_breaks_off_is_no_answer() -> None:
+    answer = Answer("base", str, wanted=None)
+    answer.take(completion(finish=None), "base")
+    with pytest.raises(Unavailable, match="broke off"):
+        answer.check_ended()
+
+
+def test_another_models_answer_is_refused() -> None:
+    with pytest.raises(Internal) as differs:
+        Answer("base", str, wanted=None).take(completion(model="other"), "base")
+    assert differs.value.reason == "MODEL_DIFFERS"
