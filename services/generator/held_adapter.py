@@ -34,6 +34,8 @@ class HeldAdapter:
         self._refused: dict[str, float] = {}
         """Replicas on which the proof failed, and when (monotonic clock)."""
         self._rejection: TunetrialError | None = None
+        self._against: verification.Evidence | None = None
+        """What a proof found that failed."""
         self._load_time = datetime.now(UTC)
         self._users = 0
         self._idle = asyncio.Event()
@@ -51,6 +53,7 @@ class HeldAdapter:
     def model(self) -> Model:
         """What ListModels says of it."""
         base = self.engine.base
+        evidence = self._evidence.values() or ([self._against] if self._against is not None else [])
         return Model(
             name=self.name,
             base=base.name,
@@ -59,7 +62,7 @@ class HeldAdapter:
             context_tokens=base.context_tokens,
             load_time=self._load_time,
             state=self.state,
-            proof=verification.worst(self._evidence.values()),
+            proof=verification.worst(evidence),
             engine=base.engine,
             rejection=None if self._evidence else self._rejection,
         )
@@ -147,6 +150,7 @@ class HeldAdapter:
                 await self.engine.load_adapter(self.name, self.files.folder, frozenset((identity,)))
             evidence = await verification.prove(self.engine, self.name, self.files.canaries, self._tolerance, identity)
             if (failure := verification.failure(evidence.proof, self.name)) is not None:
+                self._against = evidence
                 raise failure
         except TunetrialError as error:
             self._forget(identity)
@@ -154,7 +158,7 @@ class HeldAdapter:
             if not isinstance(error, Unavailable | ResourceExhausted):
                 self._refused[identity] = time.monotonic()
             return error
-        self._evidence[identity], self._rejection = evidence, None
+        self._evidence[identity], self._rejection, self._against = evidence, None, None
         self._epochs[identity] = epoch if epoch is not None else -1
         self._refused.pop(identity, None)
         return None

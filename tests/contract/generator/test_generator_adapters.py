@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import torch
-from generator_parts import make_adapter, make_base, write_manifest
+from generator_parts import make_adapter, make_base, until, write_manifest
 from peft import PrefixTuningConfig, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -266,6 +266,7 @@ async def test_after_a_restart_adapters_and_aliases_are_served_again(
 
     again = served(TransformersEngine("tiny", str(base)), tmp_path, base)
     await again.prepare()
+    await until(lambda: all(model.state in (None, State.VERIFIED) for model in again.models()))
     assert [model.name for model in again.models()] == ["tiny", "one", "production"]
     assert await say(again, "production") == before
     await again.close()
