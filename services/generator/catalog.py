@@ -262,11 +262,11 @@ class Catalog:
     async def _look_after(self, served: Served, interval_s: float) -> None:
         while True:
             try:
-                for adapter in [each for each in self._adapters.values() if each.engine is served.engine]:
-                    async with served.changing:
+                async with served.changing:
+                    replicas = await served.engine.replicas()
+                    for adapter in [each for each in self._adapters.values() if each.engine is served.engine]:
                         if not adapter.leaving and self._adapters.get(adapter.name) is adapter:
-                            await adapter.restore(await served.engine.replicas())
-                await served.engine.replicas()
+                            await adapter.restore(replicas)
             except TunetrialError:
                 pass  # its requests say so, and health
             except Exception:
