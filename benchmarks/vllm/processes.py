@@ -10,10 +10,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.real.vllm_server import VllmServer
 
 ROOT = Path(__file__).resolve().parents[2]
+NAME = "tunetrial.generator.v1.GeneratorService"
 SHAPE = ROOT / "examples" / "quickstart" / "base"
 
 
@@ -37,7 +42,13 @@ def generator(name: str, base: Path, server: VllmServer, folder: Path, **setting
             if child.poll() is not None:
                 raise SystemExit("the generator did not start")
             time.sleep(0.1)
-        yield f"127.0.0.1:{port.read_text()}"
+        address = f"127.0.0.1:{port.read_text()}"
+        with grpc.insecure_channel(address) as channel:
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            for state in health.Watch(health_pb2.HealthCheckRequest(service=NAME)):
+                if state.status == health_pb2.HealthCheckResponse.SERVING:
+                    break
+        yield address
     finally:
         child.terminate()
         child.wait()
