@@ -140,11 +140,11 @@ def _cut(part: _Part, tokens: Sequence[Span], chunking: Chunking, token_spans: T
         sentences = [span for paragraph in part.paragraphs for span in _inside(text, paragraph, by_library)]
         atoms = [span for sentence in sentences for span in _packed(_atoms(text, sentence, ends, most, _words), ends, most, sentence[0])]
         windows = _moving(_counts(atoms, ends, 0), most, chunking.window, chunking.stride)
-        return _fitting(text, _joined(atoms, windows), most, token_spans)
+        return _in_order(_fitting(text, _joined(atoms, windows), most, token_spans))
     if chunking.unit == "tokens":
         atoms = [atom for word in _words(text) for atom in _atoms(text, word, ends, most)]
         windows = _windows(_counts(atoms, ends, 0), most, chunking.overlap_tokens)
-        return _fitting(text, _joined(atoms, windows), most, token_spans)
+        return _in_order(_fitting(text, _joined(atoms, windows), most, token_spans))
     if chunking.unit == "paragraph":
         atoms = [atom for sentence in by_marks(text) for atom in _atoms(text, sentence, ends, most, _words)]
     else:
@@ -229,6 +229,15 @@ def _moving(counts: Sequence[int], most: int, size: int, stride: int) -> Iterato
             yield start, end
             reached = end
         start = min(start + stride, end)
+
+
+def _in_order(spans: Iterable[Span]) -> Iterator[Span]:
+    """Spans of overlapping windows in order: of one that was cut again, the last pieces may lie within the next window."""
+    reached = 0
+    for start, end in sorted(spans):
+        if end > reached:
+            yield start, end
+            reached = end
 
 
 def _fitting(text: str, spans: Sequence[Span], most: int, token_spans: TokenSpans) -> Iterator[Span]:

@@ -28,7 +28,7 @@ from flows.store import digest
 from flows.trial import Trial
 
 # Raise it when the code of this stage or of the readers changes what comes out.
-VERSION = 2
+VERSION = 3
 
 _OPTIONS = {"answers": ("bioasq",), "long_answers": ("nq",), "limit": ("nq", "nq_open"), "columns": ("table",), "split": ("beir",)}
 """Which readers take which option of a source."""

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers.models import BPE, WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
@@ -95,6 +95,7 @@ def test_no_passage_is_empty_or_longer_than_allowed_by_the_counter_named(
 
 @pytest.mark.parametrize("counter", COUNTERS)
 @given(sections=_SECTIONS, chunking=_CHUNKINGS)
+@example(sections=(Section("", ("the Fig. 2 the the The dog.",)),), chunking=Chunking("tokens", 8, 5))
 def test_nothing_is_lost_and_passages_are_verbatim_and_in_order(counter: str, sections: tuple[Section, ...], chunking: Chunking) -> None:
     source = Document("d", "", sections)
     text = lay_out(source).text
