@@ -9,6 +9,8 @@ from typing import Any
 
 from services.common.errors import FailedPrecondition, InvalidArgument
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What PEFT writes of an adapter."""
 _EXTRAS = ("use_dora", "modules_to_save", "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens")
 """Settings of PEFT's LoraConfig that add more than low-rank matrices."""
 

@@ -130,8 +130,7 @@ class Catalog:
             return
         adapter = self._adapter(target, how)
         with adapter.in_use():
-            admission = next(each.admission for each in self._served.values() if each.engine is adapter.engine)
-            yield Route(target, adapter.engine, admission, target, adapter.assured)
+            yield Route(target, adapter.engine, self._home(adapter).admission, target, adapter.assured)
 
     def models(self) -> list[Model]:
         """Bases first, then adapters, then aliases, each by name. Those of an engine that was never there are left out."""
@@ -160,10 +159,10 @@ class Catalog:
     async def load(self, name: str, uri: str, base: str) -> Model:
         """Loads and proves an adapter; on failure nothing stays. Errors: those of LoadAdapter in the contract."""
         _check_name(name, "ADAPTER_NAME_INVALID", "name")
-        engine = self._engine(base)
+        served = self._base(base)
+        engine = served.engine
         folder = allowed_path(uri, self._uri_roots)
         files = await asyncio.to_thread(verification.read_adapter, folder)
-        served = next(each for each in self._served.values() if each.engine is engine)
         async with served.changing:
             held = await self._take_name(name, HeldAdapter(name, engine, uri, files, self._tolerance))
             if held is not None:
@@ -218,16 +217,14 @@ class Catalog:
         await asyncio.shield(self._let_go(adapter))
 
     async def _let_go(self, adapter: HeldAdapter) -> None:
-        served = next(each for each in self._served.values() if each.engine is adapter.engine)
-        async with served.changing:
+        async with self._home(adapter).changing:
             await self._give_up(adapter)
 
     async def verify(self, name: str) -> Model:
         """Repeats the proof; the adapter is VERIFIED or REJECTED then."""
         self._check_prepared()
         adapter = self._adapter(name, name)
-        served = next(each for each in self._served.values() if each.engine is adapter.engine)
-        async with served.changing:
+        async with self._home(adapter).changing:
             with contextlib.suppress(FailedPrecondition):
                 await adapter.prove()
         return adapter.model
@@ -309,13 +306,16 @@ class Catalog:
             )
         return adapter
 
-    def _engine(self, base: str) -> Engine:
+    def _home(self, adapter: HeldAdapter) -> Served:
+        return next(served for served in self._served.values() if served.engine is adapter.engine)
+
+    def _base(self, base: str) -> Served:
         if not base and len(self._served) == 1:
-            return next(iter(self._served.values())).engine
+            return next(iter(self._served.values()))
         if base not in self._served:
             names = ", ".join(sorted(self._served))
             raise NotFound("MODEL_NOT_FOUND", "no base {name!r} is served: there are {served}", name=base, served=names, field="base")
-        return self._served[base].engine
+        return self._served[base]
 
     def _alias_model(self, alias: str) -> Model:
         change = self._aliases[alias]

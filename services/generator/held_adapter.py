@@ -47,7 +47,8 @@ class HeldAdapter:
         """Where it stands."""
         if self._evidence:
             return State.VERIFIED
-        return State.LOADED if self._rejection is None else State.REJECTED
+        # An engine that was away or busy says nothing about an adapter.
+        return State.LOADED if isinstance(self._rejection, Unavailable | ResourceExhausted | None) else State.REJECTED
 
     @property
     def model(self) -> Model:
@@ -174,7 +175,7 @@ class HeldAdapter:
     def _check(self) -> None:
         if self._evidence:
             return
-        if self._rejection is None or isinstance(self._rejection, Unavailable | ResourceExhausted):
+        if self._rejection is None or self.state is State.LOADED:
             raise self._not_ready()
         message = "adapter {name} does not answer: {why}"
         raise FailedPrecondition("ADAPTER_NOT_VERIFIED", message, name=self.name, why=self._rejection.message, state=self.state.name)

@@ -26,8 +26,11 @@ def base_sha256(folder: Path) -> str:
 
     Empty for a folder without weights.
     """
-    lines = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            lines.append(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n")
+    lines = [f"{path.name}:{file_sha256(path)}\n" for path in sorted(folder.glob("*.safetensors"))]
     return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else ""
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file, read in pieces. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

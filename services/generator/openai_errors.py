@@ -14,8 +14,8 @@ from typing import Any
 import httpx2
 import openai
 
-from services.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, TunetrialError, Unavailable
-from services.generator.replicas import Broken, NotReached, away
+from services.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, TunetrialError
+from services.generator.replicas import Broken, NotReached, Slow, away
 
 _UNKNOWN_KEY, _FORBIDDEN = 401, 403
 _REFUSING = (400, _FORBIDDEN, 422)  # OpenAI says 403 for log-probabilities of models that keep them
@@ -57,7 +57,7 @@ def explained(name: str) -> Iterator[None]:
         yield
     except openai.APITimeoutError as error:
         reached = not isinstance(error.__cause__, httpx2.ConnectTimeout | httpx2.PoolTimeout)
-        raise away(name, "it did not answer in time", Unavailable if reached else NotReached) from error
+        raise away(name, "it did not answer in time", Slow if reached else NotReached) from error
     except openai.APIConnectionError as error:
         reached = not isinstance(error.__cause__, httpx2.ConnectError)
         raise away(name, f"{error.__cause__ or error}", Broken if reached else NotReached) from error

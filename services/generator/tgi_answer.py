@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import TextGenerationOutput, TextGenerationStreamOutput
 
-from services.common.errors import Internal
+from services.common.errors import FailedPrecondition, Internal
 from services.generator.domain import Finish, Generation, Token, TopToken, Work
 from services.generator.replicas import away
 from services.generator.text_stream import TextStream
@@ -22,9 +22,9 @@ _FINISH = {"length": Finish.LENGTH, "eos_token": Finish.END, "stop_sequence": Fi
 class Answer:
     """Takes what comes and adds it up."""
 
-    def __init__(self, work: Work, decode: Callable[[Sequence[int]], str], spell: Callable[[int], str], end: int | None) -> None:
-        """`decode` gives the text of tokens, `spell` that of one; `end` is the token that ends a turn."""
-        self._work, self._spell, self._end = work, spell, end
+    def __init__(self, name: str, work: Work, decode: Callable[[Sequence[int]], str], spell: Callable[[int], str], end: int | None) -> None:
+        """`name` is the base's, for errors; `decode` gives the text of tokens, `spell` that of one; `end` is the token that ends a turn."""
+        self._name, self._work, self._spell, self._end = name, work, spell, end
         self._text = TextStream(decode, work.decoding.stop)
         self._tokens: list[Token] = []
         self._count = 0
@@ -64,10 +64,10 @@ class Answer:
             message = "TGI saw {found} tokens of a prompt of {expected}: its answer is thrown away"
             raise Internal("PROMPT_DIFFERS", message, found="an unknown number of" if found in (None, -1) else found, expected=expected)
 
-    def check_ended(self, name: str) -> None:
+    def check_ended(self) -> None:
         """Raises Unavailable ENGINE_UNAVAILABLE when the answer breaks off."""
         if self._finish is None:
-            raise away(name, "its answer broke off")
+            raise away(self._name, "its answer broke off")
 
     def generation(self, latency_ms: float, seed: int | None) -> Generation:
         """The whole. What it costs to run an engine of one's own is not known here."""
@@ -80,6 +80,9 @@ class Answer:
         self._count += 1
         wanted = self._work.decoding.top_log_probabilities
         if wanted is not None:
+            if wanted and not rivals:
+                message = "the engine of model {name} cannot keep {field}: TGI gave none"
+                raise FailedPrecondition("DECODING_UNSUPPORTED", message, name=self._name, field="decoding.top_log_probabilities")
             # Where several are equally probable, TGI gives more of them than were asked for.
             best = sorted((_top(rival, self._spell) for rival in rivals or ()), key=lambda top: -top.log_probability)[:wanted]
             self._tokens.append(Token(token.id, self._spell(token.id), _number(token.logprob), tuple(best)))

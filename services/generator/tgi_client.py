@@ -26,9 +26,8 @@ from huggingface_hub.errors import (
 
 from services.common.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, TunetrialError
 from services.generator.engine_settings import TgiSettings
-from services.generator.replicas import Broken, NotReached, away
+from services.generator.replicas import LOOK_S, Broken, NotReached, Slow, away
 
-_LOOK_S = 10.0
 _DENIED = (401, 403)
 _BUSY, _INVALID, _TOO_LARGE, _FAILED = 429, 422, 413, 424
 _EVENTS: Mapping[type[TextGenerationError], int] = {
@@ -68,8 +67,8 @@ class TgiClient:
         """What TGI says of itself. Raises Unavailable unless it is healthy, FailedPrecondition ENGINE_LACKS_MODEL when it is no TGI."""
         with self._explained():
             async with self._http() as http:
-                await http.get(f"{self._url}/health", timeout=_LOOK_S)
-                found = (await http.get(f"{self._url}/info", timeout=_LOOK_S)).json()
+                await http.get(f"{self._url}/health", timeout=LOOK_S)
+                found = (await http.get(f"{self._url}/info", timeout=LOOK_S)).json()
         if not isinstance(found, dict) or not found.get("model_id") or not isinstance(found.get("max_total_tokens"), int):
             raise FailedPrecondition("ENGINE_LACKS_MODEL", "{url} is no TGI: mend TUNETRIAL_ENGINES", url=self._url)
         return found
@@ -78,7 +77,7 @@ class TgiClient:
         """The tokens that TGI makes of a text, special ones added."""
         with self._explained():
             async with self._http() as http:
-                found = (await http.post(f"{self._url}/tokenize", json={"inputs": text}, timeout=_LOOK_S)).json()
+                found = (await http.post(f"{self._url}/tokenize", json={"inputs": text}, timeout=LOOK_S)).json()
         return tuple(int(token["id"]) for token in found)
 
     async def whole(self, text: str, parameters: Mapping[str, Any]) -> tuple[TextGenerationOutput, int]:
@@ -149,7 +148,7 @@ class TgiClient:
         except (httpx2.TransportError, InferenceTimeoutError) as error:
             cause = error.__cause__ if isinstance(error, InferenceTimeoutError) else error
             if isinstance(cause, httpx2.ReadTimeout):
-                raise away(self._name, "it did not answer in time") from error
+                raise away(self._name, "it did not answer in time", Slow) from error
             self.lost += 1
             arrived = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
             raise away(self._name, f"{type(cause).__name__}: {cause}", Broken if arrived else NotReached) from error

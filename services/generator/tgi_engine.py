@@ -13,28 +13,24 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
-from services.common.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, TunetrialError, Unavailable
+from services.common.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, TunetrialError
 from services.generator.adapter_config import check_plain_lora
 from services.generator.chat_tokenizer import ChatTokenizer
 from services.generator.domain import Base, Canary, ConstraintKind, Encoded, EngineRollout, Generation, Prompt, Replica, Turn, Work
 from services.generator.engine_rollout import ManualRollout
 from services.generator.engine_settings import TgiSettings
-from services.generator.model_files import model_folder
-from services.generator.replicas import Remote, Remotes, away, worth_another
+from services.generator.replicas import Remote, Remotes, Slow, away
+from services.generator.text_thread import TextThread
 from services.generator.tgi_answer import Answer
 from services.generator.tgi_client import TgiClient
 
 _log = structlog.get_logger()
-_Given = TypeVar("_Given")
-_Made = TypeVar("_Made")
 
 _LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 """What TGI adapts; the rest of an adapter it leaves out without a word."""
@@ -54,8 +50,8 @@ class TgiEngine:
         self._listed = list(settings.adapters)
         urls = [url.rstrip("/") for url in settings.urls]
         self._remotes = Remotes(name, {url: TgiClient(name, url, settings) for url in urls})
-        self._text_thread = ThreadPoolExecutor(1, f"text-{name}")
-        self._tokenizer: ChatTokenizer | None = None
+        self._text = TextThread(name, settings.source)
+        self._end: int | None = None
         self._decode: Callable[[Sequence[int]], str] = str
         self._spell: Callable[[int], str] = str
         self._base: Base | None = None
@@ -80,13 +76,8 @@ class TgiEngine:
 
     async def prepare(self) -> None:
         """Reads the tokenizer and looks for the replicas, which may come later. Raises ValueError when there is no tokenizer."""
-        try:
-            folder = await asyncio.to_thread(partial(model_folder, self._settings.source, weights=False))
-            self._tokenizer = await asyncio.to_thread(ChatTokenizer, self._name, folder)
-        except (OSError, ValueError) as error:
-            why = " ".join(str(error).split())
-            raise ValueError(f"no tokenizer for model {self._name} in {self._settings.source}: {why}") from error
-        self._decode, self._spell = self._tokenizer.decoder(), self._tokenizer.speller()
+        tokenizer, _ = await self._text.open()
+        self._decode, self._spell, self._end = tokenizer.decoder(), tokenizer.speller(), tokenizer.library.eos_token_id
         try:
             await self.replicas()
         except TunetrialError as error:
@@ -94,22 +85,17 @@ class TgiEngine:
 
     async def replicas(self) -> tuple[Replica, ...]:
         """What can be reached now, by address and the number of times that it was away."""
-        looks = await asyncio.gather(*(self._look(remote) for remote in self._remotes.all), return_exceptions=True)
-        found = []
-        for remote, look in zip(self._remotes.all, looks, strict=True):
-            if isinstance(look, Replica):
-                remote.identity = look.identity
-                found.append(look)
-            elif isinstance(look, TunetrialError):
-                remote.identity = ""
-                remote.client.lost += 1
-            else:
-                raise look
-        if not found:
-            raise next(look for look in looks if isinstance(look, TunetrialError))
-        return tuple(found)
+        return await self._remotes.look(self._look)
 
     async def _look(self, remote: Remote[TgiClient]) -> Replica:
+        try:
+            return await self._seen(remote)
+        except TunetrialError as error:
+            if not isinstance(error, Slow):
+                remote.client.lost += 1
+            raise
+
+    async def _seen(self, remote: Remote[TgiClient]) -> Replica:
         info = await remote.client.info()
         identity = f"{remote.url} {remote.client.lost}"
         if identity != remote.identity:
@@ -132,7 +118,7 @@ class TgiEngine:
 
     async def encode(self, prompt: Prompt) -> Encoded:
         """Tokens of a prompt."""
-        return await self._on_text_thread(self._ready_tokenizer().encode, prompt)
+        return await self._text.run(lambda tokenizer: tokenizer.encode(prompt))
 
     async def generate(self, work: Work) -> AsyncGenerator[str | Generation, None]:
         """Pieces of text if wanted, then the whole; a replica that cannot be reached is left for another one, until text has come.
@@ -143,25 +129,15 @@ class TgiEngine:
         if not work.decoding.greedy:
             seed = secrets.randbits(63) if work.decoding.seed is None else work.decoding.seed
         parameters = self._parameters(work, seed)
-        tokenizer = self._ready_tokenizer()
-        text = await self._on_text_thread(tokenizer.text, work.encoded)
-        failed: Unavailable | None = None
-        for remote in self._remotes.to_try(work.among):
-            answer = Answer(work, self._decode, self._spell, tokenizer.library.eos_token_id)
-            with remote.at_work():
-                try:
-                    async with contextlib.aclosing(self._ask(remote, text, parameters, answer, stream=work.stream)) as pieces:
-                        async for piece in pieces:
-                            yield piece
-                except Unavailable as error:
-                    remote.failed()
-                    if answer.begun or not worth_another(error, failed):
-                        raise
-                    failed = error
-                    continue
-            yield answer.generation((time.perf_counter() - started) * 1e3, seed)
-            return
-        raise failed or away(self._name, "no replica answered")
+        text = await self._text.run(lambda tokenizer: tokenizer.text(work.encoded))
+
+        def begin(remote: Remote[TgiClient]) -> tuple[Answer, AsyncGenerator[str, None]]:
+            answer = Answer(self._name, work, self._decode, self._spell, self._end)
+            return answer, self._ask(remote, text, parameters, answer, stream=work.stream)
+
+        async with contextlib.aclosing(self._remotes.ask(work.among, begin)) as parts:
+            async for part in parts:
+                yield part if isinstance(part, str) else part.generation((time.perf_counter() - started) * 1e3, seed)
 
     async def _ask(
         self, remote: Remote[TgiClient], text: str, parameters: dict[str, Any], answer: Answer, *, stream: bool
@@ -177,7 +153,7 @@ class TgiEngine:
                         # TGI saw no stop text and would go on: it is left here, before it has said what it saw of the prompt.
                         answer.check_prompt(len(await remote.client.tokens(text)))
                         break
-        answer.check_ended(self._name)
+        answer.check_ended()
 
     def _parameters(self, work: Work, seed: int | None) -> dict[str, Any]:
         decoding = work.decoding
@@ -232,7 +208,7 @@ class TgiEngine:
         return tuple(await asyncio.gather(*(self._score(remote, adapter, canary) for adapter, canary in rows)))
 
     async def _score(self, remote: Remote[TgiClient], adapter: str | None, canary: Canary) -> tuple[float, ...]:
-        text, tokens, count = await self._on_text_thread(partial(_scorable, self._ready_tokenizer()), canary)
+        text, tokens, count = await self._text.run(lambda tokenizer: _scorable(tokenizer, canary))
         asked = {"adapter_id": adapter, "do_sample": False, "max_new_tokens": 1, "decoder_input_details": True, "return_full_text": False}
         try:
             whole, _ = await remote.client.whole(text, asked)
@@ -251,17 +227,9 @@ class TgiEngine:
 
     async def close(self) -> None:
         """Closes the connections."""
-        self._text_thread.shutdown(wait=False)
+        self._text.close()
         for remote in self._remotes.all:
             await remote.client.close()
-
-    def _ready_tokenizer(self) -> ChatTokenizer:
-        if self._tokenizer is None:
-            raise away(self._name, "the service is starting")
-        return self._tokenizer
-
-    async def _on_text_thread(self, call: Callable[[_Given], _Made], given: _Given) -> _Made:
-        return await asyncio.get_running_loop().run_in_executor(self._text_thread, call, given)
 
 
 def _scorable(tokenizer: ChatTokenizer, canary: Canary) -> tuple[str, tuple[int, ...], int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from services.common.errors import FailedPrecondition, InvalidArgument, TunetrialError
+from services.generator.adapter_config import ADAPTER_FILES
 from services.generator.domain import Base, Canary, Engine, Proof, Turn
+from services.generator.model_files import file_sha256
 
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # For adapters without a manifest: any text tells whether an adapter changes anything.
 _OWN_CANARIES = (
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -63,7 +63,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
         return InvalidArgument("ADAPTER_UNREADABLE", "the adapter in {uri} cannot be read: {why}", uri=str(folder), why=why, field="uri")
 
     try:
-        config, weights = (_sha256(folder / name) for name in _FILES)
+        config, weights = (file_sha256(folder / name) for name in ADAPTER_FILES)
         path = folder / "manifest.json"
         if not path.exists():
             return AdapterFiles(folder, weights, config)
@@ -99,26 +99,7 @@ async def prove(engine: Engine, adapter: str, canaries: Sequence[Canary], tolera
     takes the place of a base row in a batch of the same shape, so an adapter that adds nothing gives the same numbers to the last bit
     on a deterministic engine, and no more than noise elsewhere.
     """
-    chosen = tuple(canaries) or await _own_canaries(engine)
-    return await _prove_on(replica, engine, adapter, chosen, tolerance)
-
-
-def worst(found: Iterable[Evidence]) -> Proof | None:
-    """The proof that holds for all replicas: the newest, with the differences of the worst. None without any."""
-    proofs = sorted((one.proof for one in found), key=lambda proof: proof.time)
-    if not proofs:
-        return None
-    manifest = [proof.difference_from_manifest for proof in proofs if proof.difference_from_manifest is not None]
-    return replace(
-        proofs[-1],
-        difference_from_base=min(proof.difference_from_base for proof in proofs),
-        base_noise=max(proof.base_noise for proof in proofs),
-        difference_from_manifest=max(manifest) if manifest else None,
-        replica_count=len(proofs),
-    )
-
-
-async def _prove_on(replica: str, engine: Engine, adapter: str, canaries: Sequence[Canary], tolerance: float) -> Evidence:
+    canaries = tuple(canaries) or await _own_canaries(engine)
     from_base, noise, from_manifest = -1.0, 0.0, None
     telling: tuple[Canary, tuple[float, ...], tuple[float, ...]] | None = None
     for canary in canaries:
@@ -141,6 +122,21 @@ async def _prove_on(replica: str, engine: Engine, adapter: str, canaries: Sequen
                 from_manifest = max(from_manifest or 0.0, _distance(measured, recorded))
     assert telling is not None  # noqa: S101  there is always a canary
     return Evidence(Proof(len(canaries), from_base, noise, from_manifest, tolerance, datetime.now(UTC)), *telling)
+
+
+def worst(found: Iterable[Evidence]) -> Proof | None:
+    """The proof that holds for all replicas: the newest, with the differences of the worst. None without any."""
+    proofs = sorted((one.proof for one in found), key=lambda proof: proof.time)
+    if not proofs:
+        return None
+    manifest = [proof.difference_from_manifest for proof in proofs if proof.difference_from_manifest is not None]
+    return replace(
+        proofs[-1],
+        difference_from_base=min(proof.difference_from_base for proof in proofs),
+        base_noise=max(proof.base_noise for proof in proofs),
+        difference_from_manifest=max(manifest) if manifest else None,
+        replica_count=len(proofs),
+    )
 
 
 async def still_applied(engine: Engine, adapter: str, evidence: Evidence, replica: str) -> bool:
@@ -202,8 +198,3 @@ def _finite(values: Sequence[Any]) -> tuple[float, ...]:
     if not all(map(math.isfinite, numbers)):
         raise ValueError("a log-probability that is no number")
     return numbers
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

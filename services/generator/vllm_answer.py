@@ -9,6 +9,7 @@ from openai.types import Completion
 
 from services.common.errors import Internal
 from services.generator.domain import Finish, Generation, Token, TopToken, Work
+from services.generator.openai_errors import unsupported
 from services.generator.replicas import away
 
 
@@ -47,9 +48,11 @@ class Answer:
         return choice.text
 
     def check_ended(self) -> None:
-        """Raises Unavailable ENGINE_UNAVAILABLE when the answer breaks off."""
+        """Raises Unavailable ENGINE_UNAVAILABLE when the answer breaks off, FailedPrecondition DECODING_UNSUPPORTED when a part lacks."""
         if self._finish is None:
             raise away(self._name, "its answer broke off")
+        if self._wanted is not None and self._completion_tokens and not self._tokens:
+            raise unsupported(self._name, "logprobs", "vLLM gave none")
 
     def generation(self, work: Work, latency_ms: float, seed: int | None) -> Generation:
         """The whole. What it costs to run an engine of one's own is not known here."""

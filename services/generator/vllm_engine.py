@@ -15,11 +15,9 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2
 import openai
@@ -27,22 +25,19 @@ import structlog
 from openai.types import Completion
 
 from services.common.errors import FailedPrecondition, TunetrialError, Unavailable
-from services.generator.adapter_config import check_plain_lora
-from services.generator.chat_tokenizer import ChatTokenizer
+from services.generator.adapter_config import ADAPTER_FILES, check_plain_lora
 from services.generator.domain import Base, Canary, ConstraintKind, Encoded, Generation, Prompt, Replica, Work
 from services.generator.engine_settings import VllmSettings
-from services.generator.model_files import base_sha256, model_folder
+from services.generator.model_files import base_sha256, file_sha256
 from services.generator.openai_errors import explained, said
-from services.generator.replicas import Remote, Remotes, away, worth_another
+from services.generator.replicas import LOOK_S, Remote, Remotes, away
+from services.generator.text_thread import TextThread
 from services.generator.vllm_answer import Answer
 
 _log = structlog.get_logger()
-_Given = TypeVar("_Given")
-_Made = TypeVar("_Made")
 
 _STARTED = re.compile(rb"^process_start_time_seconds (\S+)", re.MULTILINE)
 _CONSTRAINTS = {ConstraintKind.JSON_SCHEMA: "json", ConstraintKind.REGEX: "regex", ConstraintKind.CHOICE: "choice"}
-_LOOK_S = 3.0
 _LOAD_S = 300.0
 
 
@@ -71,8 +66,7 @@ class VllmEngine:
         """Adapters and where they were loaded from; another path under the same name is another adapter."""
         self._salts: dict[str, str] = {}
         """Adapters and the hash of their files: vLLM knows prefixes by the adapter's name and path alone."""
-        self._text_thread = ThreadPoolExecutor(1, f"text-{name}")
-        self._tokenizer: ChatTokenizer | None = None
+        self._text = TextThread(name, settings.source)
         self._spell: Callable[[int], str] = str
         self._weights_sha256 = ""
         """What `source` holds; that vLLM serves the same shows in the proof of each adapter."""
@@ -96,14 +90,9 @@ class VllmEngine:
 
     async def prepare(self) -> None:
         """Reads the tokenizer and looks for the replicas, which may come later. Raises ValueError when there is no tokenizer."""
-        try:
-            folder = await asyncio.to_thread(partial(model_folder, self._settings.source, weights=False))
-            self._tokenizer = await asyncio.to_thread(ChatTokenizer, self._name, folder)
-            self._weights_sha256 = await asyncio.to_thread(base_sha256, folder)
-        except (OSError, ValueError) as error:
-            why = " ".join(str(error).split())
-            raise ValueError(f"no tokenizer for model {self._name} in {self._settings.source}: {why}") from error
-        self._spell = self._tokenizer.speller()
+        tokenizer, folder = await self._text.open()
+        self._spell = tokenizer.speller()
+        self._weights_sha256 = await asyncio.to_thread(base_sha256, folder)
         try:
             await self.replicas()
         except TunetrialError as error:
@@ -111,23 +100,12 @@ class VllmEngine:
 
     async def replicas(self) -> tuple[Replica, ...]:
         """What can be reached now, by address and start of the process."""
-        looks = await asyncio.gather(*(self._look(remote) for remote in self._remotes.all), return_exceptions=True)
-        found = [look for look in looks if isinstance(look, Replica)]
-        for remote, look in zip(self._remotes.all, looks, strict=True):
-            if isinstance(look, Replica):
-                remote.identity = look.identity
-            elif isinstance(look, TunetrialError):
-                remote.identity = ""
-            else:
-                raise look
-        if not found:
-            raise next(look for look in looks if isinstance(look, TunetrialError))
-        return tuple(found)
+        return await self._remotes.look(self._look)
 
     async def _look(self, remote: Remote[openai.AsyncOpenAI]) -> Replica:
         with explained(self._name):
-            models = (await remote.client.models.list(timeout=_LOOK_S)).data
-            metrics = await remote.client.get(f"{remote.url}/metrics", cast_to=httpx2.Response, options={"timeout": _LOOK_S})
+            models = (await remote.client.models.list(timeout=LOOK_S)).data
+            metrics = await remote.client.get(f"{remote.url}/metrics", cast_to=httpx2.Response, options={"timeout": LOOK_S})
         own: dict[str, Any] = {model.id: model.model_extra or {} for model in models}
         if self._served not in own or own[self._served].get("parent"):
             message = "{url} serves {served}, and not model {name}: mend TUNETRIAL_ENGINES or start vLLM with --served-model-name"
@@ -146,7 +124,7 @@ class VllmEngine:
 
     async def encode(self, prompt: Prompt) -> Encoded:
         """Tokens of a prompt."""
-        return await self._on_text_thread(self._ready_tokenizer().encode, prompt)
+        return await self._text.run(lambda tokenizer: tokenizer.encode(prompt))
 
     async def generate(self, work: Work) -> AsyncGenerator[str | Generation, None]:
         """Pieces of text if wanted, then the whole; a replica that cannot be reached is left for another one, until text has come."""
@@ -155,23 +133,14 @@ class VllmEngine:
         if not decoding.greedy:
             seed = secrets.randbits(63) if decoding.seed is None else decoding.seed
         request = self._request(work, seed)
-        failed: Unavailable | None = None
-        for remote in self._remotes.to_try(work.among):
+
+        def begin(remote: Remote[openai.AsyncOpenAI]) -> tuple[Answer, AsyncGenerator[str, None]]:
             answer = Answer(self._name, self._spell, wanted=decoding.top_log_probabilities)
-            with remote.at_work():
-                try:
-                    async with contextlib.aclosing(self._ask(remote, request, answer, stream=work.stream)) as pieces:
-                        async for piece in pieces:
-                            yield piece
-                except Unavailable as error:
-                    remote.failed()
-                    if answer.begun or not worth_another(error, failed):
-                        raise
-                    failed = error
-                    continue
-            yield answer.generation(work, (time.perf_counter() - started) * 1e3, seed)
-            return
-        raise failed or away(self._name, "no replica answered")
+            return answer, self._ask(remote, request, answer, stream=work.stream)
+
+        async with contextlib.aclosing(self._remotes.ask(work.among, begin)) as parts:
+            async for part in parts:
+                yield part if isinstance(part, str) else part.generation(work, (time.perf_counter() - started) * 1e3, seed)
 
     async def _ask(
         self, remote: Remote[openai.AsyncOpenAI], request: dict[str, Any], answer: Answer, *, stream: bool
@@ -179,14 +148,14 @@ class VllmEngine:
         with explained(self._name):
             if not stream:
                 answer.take(await remote.client.completions.create(**request), request["model"])
-                return
-            chunks: openai.AsyncStream[Completion] = await remote.client.completions.create(
-                **request, stream=True, stream_options={"include_usage": True}
-            )
-            async with chunks:
-                async for chunk in chunks:
-                    if piece := answer.take(chunk, request["model"]):
-                        yield piece
+            else:
+                chunks: openai.AsyncStream[Completion] = await remote.client.completions.create(
+                    **request, stream=True, stream_options={"include_usage": True}
+                )
+                async with chunks:
+                    async for chunk in chunks:
+                        if piece := answer.take(chunk, request["model"]):
+                            yield piece
         answer.check_ended()
 
     def _request(self, work: Work, seed: int | None) -> dict[str, Any]:
@@ -265,7 +234,7 @@ class VllmEngine:
         `prompt_logprobs` would do it in one request, but with adapters in the batch it fails and takes the engine with it.)
         """
         remote = self._remotes.named(replica)
-        encoded = [await self._on_text_thread(self._ready_tokenizer().encode_canary, canary) for _, canary in rows]
+        encoded = await self._text.run(lambda tokenizer: [tokenizer.encode_canary(canary) for _, canary in rows])
         return tuple(
             await asyncio.gather(
                 *(self._score(remote, adapter, *texts) for (adapter, _), texts in zip(rows, encoded, strict=True)),
@@ -300,17 +269,9 @@ class VllmEngine:
 
     async def close(self) -> None:
         """Closes the connections."""
-        self._text_thread.shutdown(wait=False)
+        self._text.close()
         for remote in self._remotes.all:
             await remote.client.close()
-
-    def _ready_tokenizer(self) -> ChatTokenizer:
-        if self._tokenizer is None:
-            raise away(self._name, "the service is starting")
-        return self._tokenizer
-
-    async def _on_text_thread(self, call: Callable[[_Given], _Made], given: _Given) -> _Made:
-        return await asyncio.get_running_loop().run_in_executor(self._text_thread, call, given)
 
     def _share(self, folder: Path, digest: str) -> str:
         """The adapter's path as vLLM sees it; copied to where it looks, once for each content. Raises Unavailable ADAPTER_NOT_SHARED."""
@@ -333,7 +294,5 @@ class VllmEngine:
 
 
 def _digest(folder: Path) -> str:
-    found = hashlib.sha256()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        found.update((folder / name).read_bytes())
-    return found.hexdigest()[:16]
+    hashes = (file_sha256(folder / name) for name in ADAPTER_FILES)
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]

@@ -198,6 +198,13 @@ async def test_more_log_probabilities_are_given_where_the_server_allows_them(eng
         assert {len(token.top) for token in found.tokens} == {20}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_log_probabilities_that_do_not_come_are_an_error(engine: TransformersEngine, base: Path, stream: bool) -> None:
+    async with serving(engine, Start(LISTED, top_tokens=False)) as (server,), calling(base, server) as tgi:
+        error = await refused(ask(tgi, stream=stream, top_log_probabilities=2), FailedPrecondition)
+        assert (error.reason, error.metadata["field"]) == ("DECODING_UNSUPPORTED", "decoding.top_log_probabilities")
+
+
 async def test_only_adapters_of_the_start_list_are_taken_and_others_need_a_restart(
     tgi: TgiEngine, server: TgiServer, adapters: dict[str, Path]
 ) -> None:

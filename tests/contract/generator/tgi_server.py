@@ -48,6 +48,7 @@ class Start:
     model_id: str = "/models/tiny"
     max_concurrent_requests: int = 128
     max_top_n_tokens: int = 5
+    top_tokens: bool = True
     max_total_tokens: int = CONTEXT
     grammar: bool = True
     truncates: bool = False
@@ -291,7 +292,7 @@ class TgiServer:
             "prefill": await self._prefill(ids, adapter) if asked.get("decoder_input_details") else [],
             "tokens": [self._token(token.id, token.text, token.log_probability) for token in tokens],
         }
-        if top:
+        if top and self.start.top_tokens:
             details["top_tokens"] = [[self._token(one.id, one.text, one.log_probability) for one in token.top] for token in tokens]
         return details
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 import pytest_asyncio
@@ -14,6 +15,7 @@ from services.common.errors import FailedPrecondition, Unavailable
 from services.generator.catalog import Catalog
 from services.generator.domain import Decoding, Replica, State
 from services.generator.generator import Call, Generator, Manner, Text
+from services.generator.replicas import NotReached, Remote, Remotes, Slow, away
 
 WATCH_S = 0.01
 
@@ -56,6 +58,47 @@ async def looks(engine: Pretender, count: int = 3) -> None:
 
 def state(catalog: Catalog) -> State | None:
     return next(model.state for model in catalog.models() if model.name == "mine")
+
+
+async def test_a_replica_that_is_too_busy_to_be_looked_at_is_there_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    monkeypatch.setattr("services.generator.replicas.time.monotonic", lambda: clock)
+    remotes = Remotes("small", {"a": None, "b": None})
+    state: dict[str, Replica | Unavailable] = {"a": Replica("a 1", frozenset()), "b": away("small", "no answer", Slow)}
+
+    async def at(remote: Remote[None]) -> Replica:
+        seen = state[remote.url]
+        if isinstance(seen, Replica):
+            return seen
+        raise seen
+
+    # One that was never seen is not there, however it failed.
+    assert await remotes.look(at) == (Replica("a 1", frozenset()),)
+    clock, state["a"] = 29.0, away("small", "no answer", Slow)
+    assert await remotes.look(at) == (Replica("a 1", frozenset()),)
+    clock = 31.0
+    with pytest.raises(Slow):
+        await remotes.look(at)
+    state["a"] = Replica("a 2", frozenset())
+    assert (await remotes.look(at))[0].identity == "a 2"
+    # A connection that fails says at once that it is away.
+    state["a"] = away("small", "refused", NotReached)
+    with pytest.raises(NotReached):
+        await remotes.look(at)
+    with pytest.raises(Unavailable):
+        remotes.named("a 2")
+
+
+async def test_an_engine_that_was_away_says_nothing_about_an_adapter(
+    catalog: Catalog, engine: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "score", AsyncMock(side_effect=away("small", "it did not answer in time", Slow)))
+    engine.running = (Replica("three", frozenset()),)
+    await looks(engine)
+    assert state(catalog) is State.LOADED
+    with pytest.raises(Unavailable) as unproven:
+        await ask(catalog)
+    assert unproven.value.reason == "ADAPTER_NOT_READY"
 
 
 async def test_an_adapter_is_proven_on_every_replica_and_may_be_asked_of_each(catalog: Catalog, engine: Pretender) -> None:

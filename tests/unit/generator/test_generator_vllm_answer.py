@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from openai.types import Completion, CompletionChoice
+from openai.types import Completion, CompletionChoice, CompletionUsage
 
-from services.common.errors import Internal, Unavailable
+from services.common.errors import FailedPrecondition, Internal, Unavailable
 from services.generator.domain import Decoding, Encoded, Finish, Work
 from services.generator.vllm_answer import Answer
 
+USAGE = CompletionUsage(prompt_tokens=2, completion_tokens=1, total_tokens=3)
 WORK = Work(Encoded("hello", (1, 2)), Decoding(), 8)
 
 
 def completion(text: str = "hi", finish: str | None = "stop", model: str = "base", **choice: Any) -> Completion:
     made = {"index": 0, "text": text, "finish_reason": finish, "logprobs": None, **choice}
     return Completion.model_construct(
-        id="1", created=1, object="text_completion", model=model, choices=[CompletionChoice.model_construct(**made)], usage=None
+        id="1", created=1, object="text_completion", model=model, choices=[CompletionChoice.model_construct(**made)], usage=USAGE
     )
 
 
@@ -49,3 +50,11 @@ def test_another_models_answer_is_refused() -> None:
     with pytest.raises(Internal) as differs:
         Answer("base", str, wanted=None).take(completion(model="other"), "base")
     assert differs.value.reason == "MODEL_DIFFERS"
+
+
+def test_log_probabilities_that_do_not_come_are_an_error() -> None:
+    answer = Answer("base", str, wanted=0)
+    answer.take(completion(), "base")
+    with pytest.raises(FailedPrecondition) as refused:
+        answer.check_ended()
+    assert (refused.value.reason, refused.value.metadata["field"]) == ("DECODING_UNSUPPORTED", "decoding.top_log_probabilities")

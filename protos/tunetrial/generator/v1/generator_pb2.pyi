@@ -135,11 +135,11 @@ class _AdapterStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdapterS
     ADAPTER_STATE_UNSPECIFIED: _AdapterState.ValueType  # 0
     """Never sent."""
     ADAPTER_STATE_LOADED: _AdapterState.ValueType  # 1
-    """In the engine, not proven yet; does not answer."""
+    """Known, and not proven to be in the engine that runs now, which may be away; does not answer."""
     ADAPTER_STATE_VERIFIED: _AdapterState.ValueType  # 2
     """Proven; answers."""
     ADAPTER_STATE_REJECTED: _AdapterState.ValueType  # 3
-    """The proof failed; does not answer."""
+    """A proof spoke against it; does not answer."""
 
 class AdapterState(_AdapterState, metaclass=_AdapterStateEnumTypeWrapper):
     """Where an adapter stands."""
@@ -147,11 +147,11 @@ class AdapterState(_AdapterState, metaclass=_AdapterStateEnumTypeWrapper):
 ADAPTER_STATE_UNSPECIFIED: AdapterState.ValueType  # 0
 """Never sent."""
 ADAPTER_STATE_LOADED: AdapterState.ValueType  # 1
-"""In the engine, not proven yet; does not answer."""
+"""Known, and not proven to be in the engine that runs now, which may be away; does not answer."""
 ADAPTER_STATE_VERIFIED: AdapterState.ValueType  # 2
 """Proven; answers."""
 ADAPTER_STATE_REJECTED: AdapterState.ValueType  # 3
-"""The proof failed; does not answer."""
+"""A proof spoke against it; does not answer."""
 Global___AdapterState: _TypeAlias = AdapterState  # noqa: Y015
 
 @_typing.final
