@@ -8,9 +8,9 @@ from dataclasses import replace
 from flows.data.chunk import Chunking, Piece, pieces
 from flows.data.encoder import EncoderTokens
 from flows.data.tokens import TokenSpans, by_words
+from flows.data_spec import ChunkSpec
 from flows.errors import UserError
 from flows.records import Document, Passage
-from flows.spec import ChunkSpec
 
 
 def token_spans(spec: ChunkSpec, encoder: EncoderTokens | None) -> TokenSpans:

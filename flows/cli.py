@@ -239,8 +239,8 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Start the four services on loopback and leave them running until Ctrl-C."""
+    from flows.data_spec import is_folder  # noqa: PLC0415
     from flows.local_stack import LocalStack, announce, running_stack  # noqa: PLC0415
-    from flows.spec import is_folder  # noqa: PLC0415
     from flows.spec_file import load  # noqa: PLC0415
     from flows.trial import engine_settings  # noqa: PLC0415
 

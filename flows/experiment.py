@@ -62,11 +62,11 @@ async def experiment(name: str, spec: str, home: str, runs: str) -> Outcome:
         outcome = Outcome.of(analysis, folder, trial.run_key(), round(sum(times.values()), 1), adapters.values(), datetime.now(UTC))
         save(outcome)
         if trial.spec.promote is not None:
-            passed = partial(promote, passed=outcome.gate == "pass")
-            outcome = replace(outcome, promoted=await _stage("promote", times, passed, trial, adapters))
+            promoting = partial(promote, alias=trial.spec.promote, passed=outcome.gate == "pass")
+            outcome = replace(outcome, promoted=await _stage("promote", times, promoting, trial, adapters))
+            save(outcome)
     finally:
         await trial.services.close()
-    save(outcome)
     await _show_in_ui(markdown, outcome, trial)
     return outcome
 

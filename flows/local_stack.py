@@ -157,8 +157,6 @@ class LocalStack:
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        if service in ("generator", "trainer"):
-            own["TUNETRIAL_MODELS"] = json.dumps(self._models)
         if service == "generator":
             elsewhere = _engines_of_environment()
             own["TUNETRIAL_MODELS"] = json.dumps({name: base for name, base in self._models.items() if name not in elsewhere})
@@ -168,6 +166,7 @@ class LocalStack:
             own["TUNETRIAL_PUT_BACK"] = "aliased"
             own["TUNETRIAL_RETRIEVER_ADDRESS"] = f"127.0.0.1:{self._ports['retriever']}"
         if service == "trainer":
+            own["TUNETRIAL_MODELS"] = json.dumps(self._models)
             # A training process has one thread: one for each core.
             own["TUNETRIAL_SLOTS"] = str(os.cpu_count() or 1)
         if service == "judge":

@@ -14,8 +14,9 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from flows.data_spec import ChunkSpec, DataSpec, RetrievalSpec, SourceSpec
 from flows.errors import UserError
-from flows.spec import ChunkSpec, DataSpec, LoadedSpec, RetrievalSpec, SourceSpec, Spec
+from flows.spec import LoadedSpec, Spec
 from flows.study_spec import LoadedStudy, StudySpec
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from flows.spec import ChunkSpec, DataSpec, Name, Part, RetrievalSpec, beside, is_folder, one_or_many
+from flows.data_spec import ChunkSpec, DataSpec, Name, Part, RetrievalSpec, beside, is_folder, one_or_many
 
 _Value = TypeVar("_Value")
 _Many = Annotated[tuple[_Value, ...], BeforeValidator(one_or_many)]

@@ -10,11 +10,12 @@ from typing import Any
 from flows.clients import addresses_from_environment
 from flows.connections import Services
 from flows.data.encoder import EncoderFiles, EncoderTokens, find_encoder, load_encoder_tokens
+from flows.data_spec import is_folder
 from flows.fingerprint import Fingerprints
 from flows.local_stack import LocalStack, running_stack
 from flows.progress import Progress
 from flows.prompting import Template, load_template
-from flows.spec import LoadedSpec, Spec, is_folder
+from flows.spec import LoadedSpec, ModelSpec, Spec
 from flows.store import Store, digest
 
 
@@ -97,20 +98,15 @@ def open_trial(loaded: LoadedSpec, home: Path, progress: Progress) -> Trial:
 
 def engine_settings(spec: Spec) -> dict[str, dict[str, Any]]:
     """Settings of the generator's engines for the models of providers, by the models' names."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, model in spec.models.items():
-        if model.engine is not None:
-            prices: dict[str, Any] = {}
-            if model.price is not None:
-                prices = {
-                    "usd_per_million_input_tokens": model.price.input_usd,
-                    "usd_per_million_output_tokens": model.price.output_usd,
-                    "usd_per_million_cached_input_tokens": model.price.cached_input_usd,
-                }
-            found[name] = {
-                "engine": model.engine,
-                "model": model.model,
-                "url": model.url,
-                "api_key_variable": model.api_key_variable,
-            } | prices
-    return found
+    return {name: _provider(model) for name, model in spec.models.items() if model.engine is not None}
+
+
+def _provider(model: ModelSpec) -> dict[str, Any]:
+    found = model.model_dump(include={"engine", "model", "url", "api_key_variable"})
+    if model.price is None:
+        return found
+    return found | {
+        "usd_per_million_input_tokens": model.price.input_usd,
+        "usd_per_million_output_tokens": model.price.output_usd,
+        "usd_per_million_cached_input_tokens": model.price.cached_input_usd,
+    }

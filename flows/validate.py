@@ -11,8 +11,9 @@ from tunetrial.judge.v1 import judge_pb2
 
 from flows.clients import SERVICES
 from flows.data.tokens import word_spans
+from flows.data_spec import is_folder
 from flows.errors import TrialError, UserError
-from flows.spec import Spec, is_folder
+from flows.spec import Spec
 from flows.stages.prepare import Prepared, prepare
 from flows.stages.serve import serve_base
 from flows.stages.snapshot import check_reranker

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from flows.spec import ChunkSpec, RetrievalSpec
+from flows.data_spec import ChunkSpec, RetrievalSpec
 from flows.study_spec import StudySpec
 
 _USUAL = (("lexical", False), ("dense", False), ("hybrid", False), ("hybrid", True))

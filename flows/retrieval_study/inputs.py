@@ -11,11 +11,11 @@ from flows.clients import addresses_from_environment
 from flows.connections import Services
 from flows.data.beir import beir_files
 from flows.data.encoder import find_encoder
+from flows.data_spec import SourceSpec, is_folder
 from flows.fingerprint import Fingerprints
 from flows.local_stack import LocalStack, running_stack
 from flows.progress import Progress
 from flows.retrieval_study.conditions import conditions
-from flows.spec import SourceSpec, is_folder
 from flows.store import Store
 from flows.study_spec import LoadedStudy
 

@@ -16,9 +16,9 @@ from flows.data.encoder import EncoderFiles, find_encoder, load_encoder_tokens
 from flows.data.gold import map_gold
 from flows.data.source import Source
 from flows.data.split import split_items
+from flows.data_spec import ChunkSpec, SourceSpec, is_folder
 from flows.errors import UserError
 from flows.records import Document, Item, Passage
-from flows.spec import ChunkSpec, SourceSpec, is_folder
 from flows.stages.prepare import cut, merged, read_sources, reasons, unique
 from flows.study_spec import LoadedStudy
 

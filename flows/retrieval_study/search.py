@@ -16,9 +16,9 @@ from google.protobuf.json_format import MessageToDict
 from tunetrial.retriever.v1 import retriever_pb2
 
 from flows.connections import Services
+from flows.data_spec import RetrievalSpec
 from flows.progress import Progress
 from flows.records import Item
-from flows.spec import RetrievalSpec
 from flows.stages.snapshot import search, search_settings
 from flows.store import Rows, Store, digest
 

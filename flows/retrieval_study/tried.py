@@ -11,6 +11,7 @@ import anyio.to_thread
 
 from flows.analysis.retrieval_study import Ranking
 from flows.chunking import searched
+from flows.data_spec import ChunkSpec
 from flows.persistence import persistently
 from flows.records import Item
 from flows.report.study_content import ConditionRow
@@ -18,7 +19,6 @@ from flows.retrieval_study.conditions import Condition
 from flows.retrieval_study.inputs import Study
 from flows.retrieval_study.questions import Passages, Questions, cut_passages
 from flows.retrieval_study.search import search_all
-from flows.spec import ChunkSpec
 from flows.stages.index import IndexPlan, ensure_index, plan_index
 from flows.stages.snapshot import needed_reranker, reranker_of, window
 

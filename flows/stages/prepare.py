@@ -21,9 +21,9 @@ from flows.data.readers import READERS
 from flows.data.source import Source
 from flows.data.split import few_shot_items, split_items, training_items
 from flows.data.training_set import ContextKind, trainable
+from flows.data_spec import ChunkSpec, DataSpec, SourceSpec
 from flows.errors import UserError
 from flows.records import Document, Item, Passage, Place
-from flows.spec import ChunkSpec, DataSpec, SourceSpec
 from flows.store import digest
 from flows.trial import Trial
 

@@ -11,11 +11,8 @@ from flows.stages.train import AdapterKey, TrainedAdapter
 from flows.trial import Trial
 
 
-async def promote(trial: Trial, adapters: Mapping[AdapterKey, TrainedAdapter], *, passed: bool) -> str:
-    """What the alias stands for now, of all training seeds the first; "" when the gate is not passed or no alias is wanted."""
-    alias = trial.spec.promote
-    if alias is None:
-        return ""
+async def promote(trial: Trial, adapters: Mapping[AdapterKey, TrainedAdapter], *, alias: str, passed: bool) -> str:
+    """What the alias stands for now, of all training seeds the first; "" when the gate is not passed."""
     if not passed:
         trial.progress.say(f"promote: the gate is not passed, so alias {alias} is left as it is")
         return ""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tunetrial.generator.v1 import generator_pb2
 
+from flows.data_spec import is_folder
 from flows.errors import UserError
 from flows.served_models import all_models
-from flows.spec import is_folder
 from flows.stages.train import TrainedAdapter
 from flows.trial import Trial
 

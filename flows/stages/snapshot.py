@@ -10,10 +10,10 @@ from tunetrial.retriever.v1 import retriever_pb2
 
 from flows.clients import ServiceError, explain_failure
 from flows.connections import Services, exchange
+from flows.data_spec import RetrievalSpec
 from flows.errors import TrialError, UserError
 from flows.progress import Progress
 from flows.records import Hit, Item, Passage
-from flows.spec import RetrievalSpec
 from flows.stages.index import IndexPlan, ensure_index, trial_index
 from flows.stages.prepare import Prepared
 from flows.store import digest

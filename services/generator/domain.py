@@ -197,6 +197,13 @@ class Replica:
     adapters: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """The replica that is asked now: what follows is its answer. Those that were asked before have said nothing."""
+
+    identity: str
+
+
 class Engine(Protocol):
     """Port to what runs one base model and its adapters, in one process or several that must all serve the same."""
 
@@ -222,8 +229,8 @@ class Engine(Protocol):
     async def encode(self, prompt: Prompt) -> Encoded:
         """Tokens of a prompt. Raises InvalidArgument CONVERSATION_INVALID, FailedPrecondition CHAT_TEMPLATE_MISSING."""
 
-    def generate(self, work: Work) -> AsyncGenerator[str | Generation, None]:
-        """Pieces of text if `work.stream`, then the whole; closing it frees its place at once.
+    def generate(self, work: Work) -> AsyncGenerator[Speaker | str | Generation, None]:
+        """Pieces of text if `work.stream`, then the whole; closing it frees its place at once. With several replicas, first who is asked.
 
         Raises Unavailable ENGINE_UNAVAILABLE, ResourceExhausted ENGINE_BUSY, FailedPrecondition DECODING_UNSUPPORTED for settings that it
         cannot keep, InvalidArgument PROMPT_TOO_LONG.

@@ -21,6 +21,7 @@ from services.generator.domain import (
     Prompt,
     Retrieval,
     Retriever,
+    Speaker,
     Turn,
     Work,
 )
@@ -175,11 +176,14 @@ async def _run(route: Route, encoded: Encoded, decoding: Decoding, manner: Manne
     async with route.admission.enter(manner.caller, patient=manner.patient):
         among = await route.assured(frozenset())
         work = Work(encoded, decoding, max_tokens, route.adapter, among, manner.stream)
-        async with contextlib.aclosing(route.engine.generate(work)) as pieces:
-            async for piece in pieces:
+        async with contextlib.aclosing(route.engine.generate(work)) as parts:
+            async for part in parts:
+                if isinstance(part, Speaker):
+                    among = frozenset((part.identity,))
+                    continue
                 # Asked again before anything is handed on: the engine may have become another process since.
                 await route.assured(among)
-                yield piece
+                yield part
 
 
 async def _fit(route: Route, question: Question, hits: Sequence[Hit]) -> _Fitted:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from typing import Generic, Protocol, TypeVar
 
 from services.common.errors import TunetrialError, Unavailable
-from services.generator.domain import Replica
+from services.generator.domain import Replica, Speaker
 
 Client = TypeVar("Client")
 
@@ -99,13 +99,16 @@ class Remotes(Generic[Client]):
 
     async def ask(
         self, among: frozenset[str], begin: Callable[[Remote[Client]], tuple[AnswerT, AsyncGenerator[str, None]]]
-    ) -> AsyncGenerator[str | AnswerT, None]:
-        """Pieces of text, then the answer they belong to; a replica that cannot be reached is left for another one, until text has come.
+    ) -> AsyncGenerator[Speaker | str | AnswerT, None]:
+        """Who is asked, pieces of text, then the answer they belong to.
+
+        A replica that cannot be reached is left for another one, until text has come.
 
         `among` are the identities that may answer (empty: any). Raises Unavailable ENGINE_UNAVAILABLE, and what the replica raises.
         """
         failed: Unavailable | None = None
         for remote in self._to_try(among):
+            yield Speaker(remote.identity)
             answer, pieces = begin(remote)
             try:
                 with remote.at_work():

@@ -22,7 +22,7 @@ import structlog
 from services.common.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, TunetrialError
 from services.generator.adapter_config import check_plain_lora
 from services.generator.chat_tokenizer import ChatTokenizer
-from services.generator.domain import Base, Canary, ConstraintKind, Encoded, EngineRollout, Generation, Prompt, Replica, Turn, Work
+from services.generator.domain import Base, Canary, ConstraintKind, Encoded, EngineRollout, Generation, Prompt, Replica, Speaker, Turn, Work
 from services.generator.engine_rollout import ManualRollout
 from services.generator.engine_settings import TgiSettings
 from services.generator.replicas import Remote, Remotes, Slow, away
@@ -120,7 +120,7 @@ class TgiEngine:
         """Tokens of a prompt."""
         return await self._text.run(lambda tokenizer: tokenizer.encode(prompt))
 
-    async def generate(self, work: Work) -> AsyncGenerator[str | Generation, None]:
+    async def generate(self, work: Work) -> AsyncGenerator[Speaker | str | Generation, None]:
         """Pieces of text if wanted, then the whole; a replica that cannot be reached is left for another one, until text has come.
 
         Raises FailedPrecondition PROMPT_NOT_REPRODUCIBLE, Internal PROMPT_DIFFERS besides what the port says.
@@ -137,7 +137,7 @@ class TgiEngine:
 
         async with contextlib.aclosing(self._remotes.ask(work.among, begin)) as parts:
             async for part in parts:
-                yield part if isinstance(part, str) else part.generation((time.perf_counter() - started) * 1e3, seed)
+                yield part if isinstance(part, Speaker | str) else part.generation((time.perf_counter() - started) * 1e3, seed)
 
     async def _ask(
         self, remote: Remote[TgiClient], text: str, parameters: dict[str, Any], answer: Answer, *, stream: bool

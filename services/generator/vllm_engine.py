@@ -26,7 +26,7 @@ from openai.types import Completion
 
 from services.common.errors import FailedPrecondition, TunetrialError, Unavailable
 from services.generator.adapter_config import ADAPTER_FILES, check_plain_lora
-from services.generator.domain import Base, Canary, ConstraintKind, Encoded, Generation, Prompt, Replica, Work
+from services.generator.domain import Base, Canary, ConstraintKind, Encoded, Generation, Prompt, Replica, Speaker, Work
 from services.generator.engine_settings import VllmSettings
 from services.generator.model_files import base_sha256, file_sha256
 from services.generator.openai_errors import explained, said
@@ -126,7 +126,7 @@ class VllmEngine:
         """Tokens of a prompt."""
         return await self._text.run(lambda tokenizer: tokenizer.encode(prompt))
 
-    async def generate(self, work: Work) -> AsyncGenerator[str | Generation, None]:
+    async def generate(self, work: Work) -> AsyncGenerator[Speaker | str | Generation, None]:
         """Pieces of text if wanted, then the whole; a replica that cannot be reached is left for another one, until text has come."""
         started, decoding = time.perf_counter(), work.decoding
         seed = None
@@ -140,7 +140,7 @@ class VllmEngine:
 
         async with contextlib.aclosing(self._remotes.ask(work.among, begin)) as parts:
             async for part in parts:
-                yield part if isinstance(part, str) else part.generation(work, (time.perf_counter() - started) * 1e3, seed)
+                yield part if isinstance(part, Speaker | str) else part.generation(work, (time.perf_counter() - started) * 1e3, seed)
 
     async def _ask(
         self, remote: Remote[openai.AsyncOpenAI], request: dict[str, Any], answer: Answer, *, stream: bool

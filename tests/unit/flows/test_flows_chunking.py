@@ -14,11 +14,11 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from flows.chunking import cut_by_encoder, cut_documents, searched
 from flows.data.encoder import EncoderTokens
 from flows.data.tokens import by_words
+from flows.data_spec import ChunkSpec
 from flows.errors import UserError
 from flows.progress import Silent
 from flows.prompting import prompt_hash
 from flows.records import Document, Hit, Passage, Section
-from flows.spec import ChunkSpec
 from flows.spec_file import load
 from flows.stages.index import trial_index
 from flows.stages.prepare import Prepared, prepare

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from services.common.errors import Aborted, Unavailable
 from services.generator.catalog import Catalog
-from services.generator.domain import AliasChange, Base, Canary, Encoded, Finish, Generation, Placed, Prompt, Replica, Work
+from services.generator.domain import AliasChange, Base, Canary, Encoded, Finish, Generation, Placed, Prompt, Replica, Speaker, Work
 
 CONTEXT = 100
 
@@ -23,6 +23,8 @@ class Pretender:
         self.scores: dict[str | None, tuple[float, ...]] = {None: (-1.0, -2.0)}
         self.loaded: list[str] = []
         self.hold: asyncio.Event | None = None
+        self.speaker = ""
+        """The replica that says that it answers."""
         self.restarts = self.looks = 0
         self.scored: list[str] = []
         """Replicas, as they were asked for scores."""
@@ -55,8 +57,10 @@ class Pretender:
         text = prompt if isinstance(prompt, str) else "".join(turn.content for turn in prompt)
         return Encoded(prompt, tuple(range(len(text))))
 
-    async def generate(self, work: Work) -> AsyncGenerator[str | Generation, None]:
+    async def generate(self, work: Work) -> AsyncGenerator[Speaker | str | Generation, None]:
         self.work.append(work)
+        if self.speaker:
+            yield Speaker(self.speaker)
         if self.hold is not None:
             await self.hold.wait()
         for piece in self.pieces if work.stream else ():

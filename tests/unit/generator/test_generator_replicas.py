@@ -227,6 +227,26 @@ async def test_a_replica_that_goes_away_in_mid_request_takes_its_answer_along(ca
     assert engine.work[-1].among == {"two"}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_one_replica_says_is_its_own_when_another_one_goes(catalog: Catalog, engine: Pretender, stream: bool) -> None:
+    for speaker, answers in (("two", True), ("one", False)):
+        engine.running = (Replica("one", frozenset({"mine"})), Replica("two", frozenset({"mine"})))
+        await looks(engine)
+        engine.hold, engine.speaker, engine.work = asyncio.Event(), speaker, []
+        asked = asyncio.create_task(ask(catalog, stream=stream))
+        async with asyncio.timeout(10):
+            while not engine.work:  # noqa: ASYNC110  the engine has no event for it
+                await asyncio.sleep(0)
+        engine.running = (Replica("two", frozenset({"mine"})),)
+        await looks(engine)
+        engine.hold.set()
+        if answers:
+            assert isinstance((await asked)[-1], Text)
+        else:
+            with pytest.raises(Unavailable):
+                await asked
+
+
 async def test_a_replica_that_lost_the_adapter_gets_it_again(catalog: Catalog, engine: Pretender) -> None:
     engine.running = (Replica("one", frozenset()), Replica("two", frozenset({"mine"})))
     await looks(engine)
