@@ -31,6 +31,18 @@ class Served:
     engine: Engine
     admission: Admission
     changing: asyncio.Lock
+    mixing: set[str]
+    """Replicas, by their identities, that a proof has seen to answer as their base with an adapter."""
+
+    async def own_answers(self, among: frozenset[str]) -> frozenset[str]:
+        """`among`, for the base. Raises FailedPrecondition ENGINE_MIXES_MODELS where its answers may be an adapter's."""
+        if self.mixing:
+            message = (
+                "model {name} does not answer: its engine was seen to answer for it with an adapter. Start the engine anew; vLLM on a CPU "
+                "does so once all of --max-loras were in use"
+            )
+            raise FailedPrecondition("ENGINE_MIXES_MODELS", message, name=self.engine.base.name)
+        return among
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +72,7 @@ class Catalog:
     ) -> None:
         """`engines` by the names of their bases; `put_back` says which adapters are served again after a restart. Contacts nothing yet."""
         self._served = {
-            name: Served(engine, Admission(name, engine.capacity, queue_limit), asyncio.Lock()) for name, engine in engines.items()
+            name: Served(engine, Admission(name, engine.capacity, queue_limit), asyncio.Lock(), set()) for name, engine in engines.items()
         }
         self._put_back = put_back
         self._store, self._uri_roots, self._tolerance = store, uri_roots, tolerance
@@ -126,7 +138,7 @@ class Catalog:
         target, how = self._follow(name)
         served = self._served.get(target)
         if served is not None:
-            yield Route(target, served.engine, served.admission, None, _any)
+            yield Route(target, served.engine, served.admission, None, served.own_answers)
             return
         adapter = self._adapter(target, how)
         with adapter.in_use():
@@ -164,7 +176,7 @@ class Catalog:
         folder = allowed_path(uri, self._uri_roots)
         files = await asyncio.to_thread(verification.read_adapter, folder)
         async with served.changing:
-            held = await self._take_name(name, HeldAdapter(name, engine, uri, files, self._tolerance))
+            held = await self._take_name(name, HeldAdapter(name, engine, uri, files, self._tolerance, served.mixing))
             if held is not None:
                 return await _again(held, engine, files)
             adapter = self._adapters[name]
@@ -261,6 +273,7 @@ class Catalog:
             try:
                 async with served.changing:
                     replicas = await served.engine.replicas()
+                    served.mixing.intersection_update(replica.identity for replica in replicas)
                     for adapter in [each for each in self._adapters.values() if each.engine is served.engine]:
                         if not adapter.leaving and self._adapters.get(adapter.name) is adapter:
                             await adapter.restore(replicas)
@@ -284,7 +297,7 @@ class Catalog:
         if (files.weights_sha256, files.config_sha256) != (placed.weights_sha256, placed.config_sha256):
             _log.error("an adapter is left out: there is another one at its address now", adapter=placed.name, uri=placed.uri)
             return
-        self._adapters[placed.name] = HeldAdapter(placed.name, served.engine, placed.uri, files, self._tolerance)
+        self._adapters[placed.name] = HeldAdapter(placed.name, served.engine, placed.uri, files, self._tolerance, served.mixing)
 
     def _check_prepared(self) -> None:
         if not self._prepared:
@@ -343,10 +356,6 @@ async def _again(held: HeldAdapter, engine: Engine, files: verification.AdapterF
     if held.state is not State.VERIFIED:
         await held.prove()
     return held.model
-
-
-async def _any(among: frozenset[str]) -> frozenset[str]:
-    return among  # a base is what its engine was started with
 
 
 def _check_name(name: str, reason: str, field: str) -> None:

@@ -23,10 +23,13 @@ _AGAIN_S = 60.0
 class HeldAdapter:
     """Answers only from replicas on which it is proven."""
 
-    def __init__(self, name: str, engine: Engine, uri: str, files: verification.AdapterFiles, tolerance: float) -> None:
+    def __init__(
+        self, name: str, engine: Engine, uri: str, files: verification.AdapterFiles, tolerance: float, mixing: set[str] | None = None
+    ) -> None:
+        """`mixing` gets the identities of replicas on which a proof shows that the base's answers are not its own."""
         self.name, self.engine, self.uri, self.files = name, engine, uri, files
         self.leaving = False
-        self._tolerance = tolerance
+        self._tolerance, self._mixing = tolerance, set() if mixing is None else mixing
         self._evidence: dict[str, verification.Evidence] = {}
         """By the identities of the replicas on which it is proven."""
         self._epochs: dict[str, int] = {}
@@ -154,6 +157,8 @@ class HeldAdapter:
                 self._against = evidence
                 raise failure
         except TunetrialError as error:
+            if isinstance(error, verification.MixedModels):
+                self._mixing.add(identity)
             self._forget(identity)
             self._rejection = error
             if not isinstance(error, Unavailable | ResourceExhausted):

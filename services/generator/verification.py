@@ -82,6 +82,10 @@ def read_adapter(folder: Path) -> AdapterFiles:
         raise unreadable(f"manifest.json: {type(error).__name__}: {error}") from error
 
 
+class MixedModels(FailedPrecondition):
+    """A replica answers in the name of its base with what an adapter gives."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """A proof, and the canary on which base and adapter differ most with the log-probabilities that both gave its tokens, in nats."""
@@ -108,8 +112,11 @@ async def prove(engine: Engine, adapter: str, canaries: Sequence[Canary], tolera
         beside, adapted = await engine.score([(None, canary), (adapter, canary)], replica)
         (alone,) = await engine.score([(None, canary)], replica)
         if _distance(beside, base) > max(noise, _distance(beside, adapted)):
-            message = "adapter {name} reaches rows of the base that share its batch: the engine mixes its models"
-            raise FailedPrecondition("ADAPTER_REACHES_BASE", message, name=adapter)
+            raise MixedModels(
+                "ADAPTER_REACHES_BASE",
+                "beside adapter {name}, rows of the base are answered by an adapter: the engine mixes its models",
+                name=adapter,
+            )
         if not all(map(math.isfinite, adapted)):
             raise FailedPrecondition("ADAPTER_NOT_REPRODUCED", "adapter {name} gives log-probabilities that are no numbers", name=adapter)
         noise = max(noise, _distance(base, alone))

@@ -20,8 +20,14 @@ _START_S = 300.0
 class VllmServer:
     """One replica, serving `base` under `name` with room for adapters."""
 
-    def __init__(self, base: Path, folder: Path, *, name: str = "small", rank: int = 8, threads: int = 1, seqs: int = 32) -> None:
-        """`rank` is the highest that it takes; its log lies in `folder`."""
+    def __init__(
+        self, base: Path, folder: Path, *, name: str = "small", rank: int = 8, slots: int = 16, threads: int = 1, seqs: int = 32
+    ) -> None:
+        """`rank` is the highest that it takes; its log lies in `folder`.
+
+        `slots` must be more than the loads of adapters in its life: on a CPU, vLLM 0.32 answers the base's rows with the adapter in the last
+        slot, where another row of their batch wants an adapter. A slot is freed when it is needed, and not before.
+        """
         self.port = free_port()
         self._log = folder / f"vllm-{self.port}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -37,7 +43,17 @@ class VllmServer:
         self._command = (
             *(str(python_of("vllm")), "-m", "vllm.entrypoints.openai.api_server", "--model", str(base), "--served-model-name", name),
             *("--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"),
-            *("--enable-lora", "--max-loras", "4", "--max-lora-rank", str(rank), "--max-num-seqs", str(seqs), "--max-logprobs", "21"),
+            *(
+                "--enable-lora",
+                "--max-loras",
+                str(slots),
+                "--max-lora-rank",
+                str(rank),
+                "--max-num-seqs",
+                str(seqs),
+                "--max-logprobs",
+                "21",
+            ),
         )
 
     @property

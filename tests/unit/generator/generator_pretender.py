@@ -30,6 +30,8 @@ class Pretender:
         """Replicas, as they were asked for scores."""
         self.base_only: set[str] = set()
         """Replicas that answer like the base whoever is asked for."""
+        self.mixing: set[str] = set()
+        """Replicas that answer all rows of a batch with what its last row asks for."""
         self.running: tuple[Replica, ...] = (Replica("one", frozenset()),)
 
     @property
@@ -79,6 +81,8 @@ class Pretender:
 
     async def score(self, rows: Sequence[tuple[str | None, Canary]], replica: str) -> tuple[tuple[float, ...], ...]:
         self.scored.append(replica)
+        if replica in self.mixing and len(rows) > 1:
+            return tuple(self.scores.get(rows[-1][0], (-1.5, -2.0)) for _ in rows)
         return tuple(self.scores[None] if replica in self.base_only else self.scores.get(adapter, (-1.5, -2.0)) for adapter, _ in rows)
 
 

@@ -43,8 +43,8 @@ async def catalog(engine: Pretender, folder: Path) -> AsyncIterator[Catalog]:
     await catalog.close()
 
 
-async def ask(catalog: Catalog, *, stream: bool = False) -> list[object]:
-    call = Call("mine", "hello", Decoding())
+async def ask(catalog: Catalog, name: str = "mine", *, stream: bool = False) -> list[object]:
+    call = Call(name, "hello", Decoding())
     return [piece async for piece in Generator(catalog, None, 10).generate(call, Manner("me", stream=stream))]
 
 
@@ -245,6 +245,22 @@ async def test_what_one_replica_says_is_its_own_when_another_one_goes(catalog: C
         else:
             with pytest.raises(Unavailable):
                 await asked
+
+
+async def test_the_base_of_an_engine_that_mixes_its_models_does_not_answer_until_it_is_another_process(
+    catalog: Catalog, engine: Pretender
+) -> None:
+    assert await ask(catalog, name="base")
+    engine.mixing = {"two"}
+    assert (await catalog.verify("mine")).state is State.VERIFIED  # by the other one
+    with pytest.raises(FailedPrecondition) as mixed:
+        await ask(catalog, name="base")
+    assert mixed.value.reason == "ENGINE_MIXES_MODELS"
+    await ask(catalog)
+    assert engine.work[-1].among == {"one"}
+    engine.running = (Replica("one", frozenset({"mine"})), Replica("two again", frozenset()))
+    await looks(engine)
+    assert await ask(catalog, name="base")
 
 
 async def test_a_replica_that_lost_the_adapter_gets_it_again(catalog: Catalog, engine: Pretender) -> None:

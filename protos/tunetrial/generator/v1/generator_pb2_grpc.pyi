@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class GeneratorServiceStub:
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
-    Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
+    Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED,
+    ENGINE_MIXES_MODELS (a proof has shown that the engine answers as this base with an adapter);
     UNAVAILABLE ADAPTER_NOT_READY while an adapter is being proven again, ENGINE_UNAVAILABLE; INVALID_ARGUMENT for settings out of range,
     PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both with the time after which to come back;
     FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the model's engine cannot keep, ENGINE_DENIED when the engine does not accept this
@@ -58,8 +59,8 @@ class GeneratorServiceStub:
     """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
     FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
     log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
-    ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine, ADAPTER_REACHES_BASE (it changes answers of the
-    base in the same batch); ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+    ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine, ADAPTER_REACHES_BASE (beside it, the
+    engine answers for the base with an adapter: the base does not answer any more either); ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
     Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
     engine, proven anew each time.
     """
@@ -79,7 +80,8 @@ class GeneratorServiceStub:
 @_typing.type_check_only
 class GeneratorServiceAsyncStub(GeneratorServiceStub):
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
-    Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
+    Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED,
+    ENGINE_MIXES_MODELS (a proof has shown that the engine answers as this base with an adapter);
     UNAVAILABLE ADAPTER_NOT_READY while an adapter is being proven again, ENGINE_UNAVAILABLE; INVALID_ARGUMENT for settings out of range,
     PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both with the time after which to come back;
     FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the model's engine cannot keep, ENGINE_DENIED when the engine does not accept this
@@ -106,8 +108,8 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
     """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
     FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
     log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
-    ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine, ADAPTER_REACHES_BASE (it changes answers of the
-    base in the same batch); ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+    ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine, ADAPTER_REACHES_BASE (beside it, the
+    engine answers for the base with an adapter: the base does not answer any more either); ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
     Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
     engine, proven anew each time.
     """
@@ -126,7 +128,8 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
 
 class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates text with a base model or one of its adapters. A model is named by the base's name, an adapter's name or an alias.
-    Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED;
+    Every generating rpc may answer: NOT_FOUND MODEL_NOT_FOUND (never another model's answer); FAILED_PRECONDITION ADAPTER_NOT_VERIFIED,
+    ENGINE_MIXES_MODELS (a proof has shown that the engine answers as this base with an adapter);
     UNAVAILABLE ADAPTER_NOT_READY while an adapter is being proven again, ENGINE_UNAVAILABLE; INVALID_ARGUMENT for settings out of range,
     PROMPT_TOO_LONG; RESOURCE_EXHAUSTED QUEUE_FULL (of this service), ENGINE_BUSY (of the engine), both with the time after which to come back;
     FAILED_PRECONDITION DECODING_UNSUPPORTED for settings that the model's engine cannot keep, ENGINE_DENIED when the engine does not accept this
@@ -193,8 +196,8 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
         FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
         log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
-        ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine, ADAPTER_REACHES_BASE (it changes answers of the
-        base in the same batch); ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+        ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine, ADAPTER_REACHES_BASE (beside it, the
+        engine answers for the base with an adapter: the base does not answer any more either); ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
         Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
         engine, proven anew each time.
         """
