@@ -25,7 +25,7 @@ class VllmServer:
     ) -> None:
         """`rank` is the highest that it takes; its log lies in `folder`.
 
-        `slots` must be more than the loads of adapters in its life: on a CPU, vLLM 0.32 answers the base's rows with the adapter in the last
+        `slots` must be more than the loads of adapters in its life: on a CPU, vLLM 0.32 gives rows of the base the adapter in the last
         slot, where another row of their batch wants an adapter. A slot is freed when it is needed, and not before.
         """
         self.port = free_port()
