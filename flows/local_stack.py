@@ -22,7 +22,7 @@ from typing import IO, Any
 from flows.clients import SERVICES, Clients, ServiceError
 from flows.errors import TrialError, UserError
 
-_START_S = 180.0
+_START_S = 600.0
 # A service that dies this often is not going to recover by being started again.
 _RESTARTS = 5
 

@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 from flows.errors import TrialError
 
-_START_S = 120.0
+_START_S = 600.0
 _SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",

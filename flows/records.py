@@ -149,6 +149,8 @@ class Answer:
     """Ids of passages left out because the prompt was too long for the model."""
     cited: tuple[str, ...]
     error: str | None = None
+    snapshot: str = ""
+    """Name under which a provider answered; empty for engines of one's own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def elasticsearch(folder: Path) -> Iterator[str]:
     try:
         yield node.url
     finally:
-        node.stop()
+        node.kill()
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ class Usage:
     """What an arm's answers took. `answers` counts all, `errors` those without text. Lengths and latency are over those with text, and
     None without any.
 
+    `snapshots` are the names under which a provider answered, each with its answers; none for engines of one's own.
     `truncated` counts answers that ran into the token limit, `cut` those whose prompt lost passages. A cost is the
     sum of the known ones, None when none is known; `unpriced` counts the calls without one, for which the sum is a lower bound.
     """
@@ -93,6 +94,7 @@ class Usage:
     answers: int
     errors: int
     error_reasons: tuple[tuple[str, int], ...]
+    snapshots: tuple[tuple[str, int], ...]
     truncated: int
     cut: int
     words_mean: float | None
@@ -272,7 +274,8 @@ def _usage(answers: Sequence[Answer], judgements: Sequence[Judgement]) -> Usage:
     return Usage(
         answers=len(answers),
         errors=len(answers) - len(given),
-        error_reasons=tuple(sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))),
+        error_reasons=_by_count(reasons),
+        snapshots=_by_count(Counter(answer.snapshot for answer in given if answer.snapshot)),
         truncated=sum(answer.finish_reason == "length" for answer in given),
         cut=sum(bool(answer.cut) for answer in answers),
         words_mean=float(np.mean(words)) if words else None,
@@ -290,6 +293,10 @@ def _usage(answers: Sequence[Answer], judgements: Sequence[Judgement]) -> Usage:
         judge_cost_usd=known_sum([judgement.cost_usd for judgement in judgements]),
         judge_unpriced=sum(judgement.cost_usd is None for judgement in judgements),
     )
+
+
+def _by_count(counted: Counter[str]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(counted.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 def known_sum(values: Sequence[float | None]) -> float | None:

@@ -121,7 +121,8 @@ def _judge_caveats(report: TrialReport) -> Iterator[Caveat]:
     judges = sorted({rubric["details"]["model"] for rubric in report.rubrics if rubric["details"]["engine"] != "ENGINE_REFERENCE"})
     if judges:
         bases = report.spec["models"]
-        models = ", ".join(f"{name} ({bases[name]['base']})" for name in sorted({contestant.model for contestant in report.contestants}))
+        names = sorted({contestant.model for contestant in report.contestants})
+        models = ", ".join(f"{name} ({bases[name]['base'] or bases[name]['model']})" for name in names)
         who = f"Judge: {', '.join(judges)}. Contestants: {models}."
         text = f"{who} Whether they are of one family is not recorded; judges favour their own."
         yield Caveat("Judge's family unknown", text)
@@ -158,6 +159,10 @@ def _arm_caveats(report: TrialReport) -> Iterator[Caveat]:
         found = [f"{arm.arm} {whole(of(arm))} of {whole(arm.usage.answers)}" for arm in analysis.arms if of(arm)]
         if found:
             yield Caveat(title, f"Answers that {what}: {'; '.join(found)}.")
+    several = [f"{arm.arm}: {_tally(arm.usage.snapshots)}" for arm in analysis.arms if len(arm.usage.snapshots) > 1]
+    if several:
+        text = f"{'; '.join(several)}. These are answers of several models under one name, so the arm is not one model."
+        yield Caveat("The provider changed its model", text)
     changed = [(row["name"], row["truncated"], row["masked"]) for row in report.adapters if row["truncated"] or row["masked"]]
     if changed:
         text = "; ".join(f"{name}: {cut} shortened, {masked} without a token to learn from" for name, cut, masked in changed)

@@ -214,6 +214,7 @@ class _Asker:
             "passages": [hit.passage.id for hit in response.shown],
             "cut": list(response.cut_passage_ids),
             "cited": [citation.passage_id for citation in response.citations],
+            "snapshot": response.snapshot,
         }
 
     @staticmethod

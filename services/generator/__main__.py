@@ -66,7 +66,11 @@ def _engine(name: str, engine: EngineSettings, settings: Settings) -> Engine:
         case TgiSettings():
             from services.generator.tgi_engine import TgiEngine  # noqa: PLC0415
 
-            return TgiEngine(name, engine)
+            if engine.kubernetes is None:
+                return TgiEngine(name, engine)
+            from services.generator.kubernetes_rollout import KubernetesRollout  # noqa: PLC0415
+
+            return TgiEngine(name, engine, KubernetesRollout(engine.kubernetes))
         case OpenAISettings():
             from services.generator.openai_engine import OpenAIEngine  # noqa: PLC0415
 

@@ -258,11 +258,18 @@ class Engine(Protocol):
 class EngineRollout(Protocol):
     """Port to what starts an engine anew, where the engine takes adapters only at its start."""
 
-    async def add(self, base: str, listed: Sequence[str], adapter: str, folder: Path) -> None:
+    async def add(self, base: str, listed: Sequence[str], adapter: str, path: str) -> None:
         """Returns when every replica of `base` runs with this adapter besides those `listed`, and no other replica answers any more.
 
-        Raises FailedPrecondition ENGINE_RESTART_NEEDED, which says what to do, where nothing can be started from here.
+        `path` is the adapter's as the engine sees it. Raises FailedPrecondition ENGINE_RESTART_NEEDED, which says what to do, where nothing
+        can be started from here, ENGINE_ROLLOUT_FAILED where it did not start, and runs as before; Unavailable.
         """
+
+    async def remove(self, base: str, adapter: str) -> None:
+        """Takes back what `add` did. Errors: those of `add`."""
+
+    async def close(self) -> None:
+        """Closes the connections."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,10 @@ class _Remote(_Part):
 class _Replicated(_Remote):
     urls: tuple[Url, ...] = Field(min_length=1, description="Address of each replica, without /v1; behind one address only one process.")
     source: str = Field(min_length=1, description="Folder or hub name of the base model: its tokenizer and chat template.")
+    adapter_folder: Path | None = Field(
+        None, description="Folder that the engine shares: adapters are copied there before they are loaded. Unset: it sees the same paths."
+    )
+    adapter_folder_on_engine: str = Field("", description="The same folder as the engine sees it; unset when it is the same path.")
 
 
 class VllmSettings(_Replicated):
@@ -64,10 +68,16 @@ class VllmSettings(_Replicated):
 
     engine: Literal["vllm"]
     model: str = Field("", description="Name under which vLLM serves the base; unset for the base's own.")
-    adapter_folder: Path | None = Field(
-        None, description="Folder that vLLM shares: adapters are copied there before they are loaded. Unset: vLLM sees the same paths."
-    )
-    adapter_folder_on_engine: str = Field("", description="The same folder as vLLM sees it; unset when it is the same path.")
+
+
+class KubernetesSettings(_Part):
+    """The workload of an engine that is started anew for other adapters; reached as a pod's service account, or by KUBECONFIG."""
+
+    kind: Literal["StatefulSet", "Deployment"] = Field("StatefulSet", description="Kind of the workload.")
+    name: str = Field(min_length=1, description="Name of the workload.")
+    namespace: str = Field("", description="Its namespace; unset: the generator's own.")
+    container: str = Field("", description="The container of TGI, whose LORA_ADAPTERS is the start list; unset: the first.")
+    timeout_s: float = Field(1800.0, gt=0, description="Longest wait for all pods to be ready; then the old list is put back.")
 
 
 class TgiSettings(_Replicated):
@@ -75,6 +85,9 @@ class TgiSettings(_Replicated):
 
     engine: Literal["tgi"]
     adapters: tuple[str, ...] = Field((), description="Names of LORA_ADAPTERS as TGI was started with: it can apply no others.")
+    kubernetes: KubernetesSettings | None = Field(
+        None, description="Workload to start anew for an adapter that is not on the list; unset: the operator is told what to do."
+    )
 
 
 class OpenAISettings(_Remote):

@@ -60,7 +60,8 @@ def explained(name: str) -> Iterator[None]:
         raise away(name, "it did not answer in time", Slow if reached else NotReached) from error
     except openai.APIConnectionError as error:
         reached = not isinstance(error.__cause__, httpx2.ConnectError)
-        raise away(name, f"{error.__cause__ or error}", Broken if reached else NotReached) from error
+        cause = error.__cause__ or error
+        raise away(name, f"{type(cause).__name__}: {cause}", Broken if reached else NotReached) from error
     except openai.APIStatusError as error:
         raise _failure(name, error) from error
     except openai.APIError as error:  # an error that came as an event of a stream

@@ -102,12 +102,14 @@ class Remotes(Generic[Client]):
     ) -> AsyncGenerator[Speaker | str | AnswerT, None]:
         """Who is asked, pieces of text, then the answer they belong to.
 
-        A replica that cannot be reached is left for another one, until text has come.
+        Until text has come, a replica that cannot be reached is left for another one, and what broke with its connection is sent once more.
 
         `among` are the identities that may answer (empty: any). Raises Unavailable ENGINE_UNAVAILABLE, and what the replica raises.
         """
         failed: Unavailable | None = None
-        for remote in self._to_try(among):
+        remotes = self._to_try(among)
+        while remotes:
+            remote = remotes.pop(0)
             yield Speaker(remote.identity)
             answer, pieces = begin(remote)
             try:
@@ -119,6 +121,8 @@ class Remotes(Generic[Client]):
                 remote.failed()
                 if answer.begun or not _worth_another(error, failed):
                     raise
+                if isinstance(error, Broken) and not remotes:
+                    remotes.append(remote)  # it may only have closed a connection that lay idle
                 failed = error
             else:
                 yield answer

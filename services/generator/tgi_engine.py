@@ -21,6 +21,7 @@ import structlog
 
 from services.common.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, TunetrialError
 from services.generator.adapter_config import check_plain_lora
+from services.generator.adapter_share import AdapterShare
 from services.generator.chat_tokenizer import ChatTokenizer
 from services.generator.domain import Base, Canary, ConstraintKind, Encoded, EngineRollout, Generation, Prompt, Replica, Speaker, Turn, Work
 from services.generator.engine_rollout import ManualRollout
@@ -47,7 +48,10 @@ class TgiEngine:
         """Contacts nothing. `rollout` brings adapters that were not there at the start; None: the operator does. Raises ValueError."""
         self._name, self._settings = name, settings
         self._rollout = rollout or ManualRollout()
+        self._share = AdapterShare(settings.adapter_folder, settings.adapter_folder_on_engine)
         self._listed = list(settings.adapters)
+        self._brought: set[str] = set()
+        """Those of the list that a rollout has brought."""
         urls = [url.rstrip("/") for url in settings.urls]
         self._remotes = Remotes(name, {url: TgiClient(name, url, settings) for url in urls})
         self._text = TextThread(name, settings.source)
@@ -196,11 +200,17 @@ class TgiEngine:
         """Nothing for an adapter of the start list, which is in every replica; another one is a matter of the rollout."""
         await asyncio.to_thread(check_plain_lora, folder, "TGI", _LAYERS)
         if adapter not in self._listed:
-            await self._rollout.add(self._name, tuple(self._listed), adapter, folder)
+            path, _ = await asyncio.to_thread(self._share.bring, folder)
+            await self._rollout.add(self._name, tuple(self._listed), adapter, path)
             self._listed.append(adapter)
+            self._brought.add(adapter)
 
     async def unload_adapter(self, adapter: str) -> None:
-        """Nothing: TGI keeps what it was started with, and nobody asks it for this one any more."""
+        """Takes out what a rollout brought; TGI keeps what else it was started with, and nobody asks it for this one any more."""
+        if adapter in self._brought:
+            self._brought.remove(adapter)
+            self._listed.remove(adapter)
+            await self._rollout.remove(self._name, adapter)
 
     async def score(self, rows: Sequence[tuple[str | None, Canary]], replica: str) -> tuple[tuple[float, ...], ...]:
         """Log-probabilities of the completions' tokens; the rows are sent together, and TGI puts them into one batch where it can."""
@@ -228,6 +238,7 @@ class TgiEngine:
     async def close(self) -> None:
         """Closes the connections."""
         self._text.close()
+        await self._rollout.close()
         for remote in self._remotes.all:
             await remote.client.close()
 

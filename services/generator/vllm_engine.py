@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import math
 import re
 import secrets
-import shutil
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import UTC, datetime
@@ -24,11 +22,12 @@ import openai
 import structlog
 from openai.types import Completion
 
-from services.common.errors import FailedPrecondition, TunetrialError, Unavailable
-from services.generator.adapter_config import ADAPTER_FILES, check_plain_lora
+from services.common.errors import FailedPrecondition, TunetrialError
+from services.generator.adapter_config import check_plain_lora
+from services.generator.adapter_share import AdapterShare
 from services.generator.domain import Base, Canary, ConstraintKind, Encoded, Generation, Prompt, Replica, Speaker, Work
 from services.generator.engine_settings import VllmSettings
-from services.generator.model_files import base_sha256, file_sha256
+from services.generator.model_files import base_sha256
 from services.generator.openai_errors import explained, said
 from services.generator.replicas import LOOK_S, Remote, Remotes, away
 from services.generator.text_thread import TextThread
@@ -39,6 +38,8 @@ _log = structlog.get_logger()
 _STARTED = re.compile(rb"^process_start_time_seconds (\S+)", re.MULTILINE)
 _CONSTRAINTS = {ConstraintKind.JSON_SCHEMA: "json", ConstraintKind.REGEX: "regex", ConstraintKind.CHOICE: "choice"}
 _LOAD_S = 300.0
+_LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
+"""vLLM closes connections that lay idle for 5 s; one that closes while a request is on its way would lose it."""
 
 
 class VllmEngine:
@@ -57,11 +58,12 @@ class VllmEngine:
                     api_key=key.get_secret_value() if key is not None else "none",
                     timeout=openai.Timeout(settings.timeout_s, connect=settings.connect_timeout_s),
                     max_retries=0,  # a request that fails goes to another replica
-                    http_client=openai.DefaultAsyncHttpxClient(verify=settings.trust()),
+                    http_client=openai.DefaultAsyncHttpxClient(verify=settings.trust(), limits=_LIMITS),
                 )
                 for url in settings.urls
             },
         )
+        self._share = AdapterShare(settings.adapter_folder, settings.adapter_folder_on_engine)
         self._paths: dict[str, str] = {}
         """Adapters and where they were loaded from; another path under the same name is another adapter."""
         self._salts: dict[str, str] = {}
@@ -185,8 +187,7 @@ class VllmEngine:
     async def load_adapter(self, adapter: str, folder: Path, among: frozenset[str] = frozenset()) -> None:
         """Puts an adapter into every replica or into none; with `among` into those of these identities."""
         await asyncio.to_thread(check_plain_lora, folder, "vLLM")
-        digest = await asyncio.to_thread(_digest, folder)
-        path = await asyncio.to_thread(self._share, folder, digest)
+        path, digest = await asyncio.to_thread(self._share.bring, folder)
         self._paths[adapter], self._salts[adapter] = path, digest
         chosen = [remote for remote in self._remotes.all if not among or remote.identity in among]
         done = await asyncio.gather(*(self._load(remote, adapter, path) for remote in chosen), return_exceptions=True)
@@ -272,27 +273,3 @@ class VllmEngine:
         self._text.close()
         for remote in self._remotes.all:
             await remote.client.close()
-
-    def _share(self, folder: Path, digest: str) -> str:
-        """The adapter's path as vLLM sees it; copied to where it looks, once for each content. Raises Unavailable ADAPTER_NOT_SHARED."""
-        shared = self._settings.adapter_folder
-        if shared is None:
-            return str(folder)
-        target = shared / f"{folder.name}-{digest}"
-        if not target.exists():
-            half = shared / f".{target.name}-{secrets.token_hex(4)}"
-            try:
-                shutil.copytree(folder, half)
-                half.rename(target)
-            except OSError as error:
-                shutil.rmtree(half, ignore_errors=True)
-                if not target.exists():  # nobody else was quicker
-                    message = "the adapter cannot be brought to {folder}: {why}"
-                    raise Unavailable("ADAPTER_NOT_SHARED", message, folder=shared, why=error) from error
-        seen = self._settings.adapter_folder_on_engine
-        return f"{seen.rstrip('/')}/{target.name}" if seen else str(target)
-
-
-def _digest(folder: Path) -> str:
-    hashes = (file_sha256(folder / name) for name in ADAPTER_FILES)
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]

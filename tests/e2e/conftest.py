@@ -20,4 +20,4 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=150)

@@ -76,7 +76,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return results(run_trial(SPEC, tmp_path_factory.mktemp("undisturbed")))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc to see whether a process lives")
 def test_a_trial_survives_ctrl_c_and_the_kill_of_its_flow_and_of_every_service(undisturbed: Any, tmp_path: Path) -> None:
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(SPEC))

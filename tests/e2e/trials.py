@@ -43,7 +43,7 @@ def run_trial(spec: dict[str, Any], cwd: Path, *options: str, **settings: str) -
     return outcome
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 600.0) -> None:
     """Returns when the condition holds; fails when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

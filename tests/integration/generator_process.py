@@ -58,7 +58,7 @@ def generator(folder: Path, **settings: str) -> Iterator[Running]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "services.generator"], cwd=folder, env=environment, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not (folder / "port").exists():
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline, "the generator did not start"
@@ -88,7 +88,7 @@ def _wait_until_serving(running: Running, settings: dict[str, str]) -> None:
         channel = grpc.insecure_channel(running.address)
     with channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        for response in stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=120):
+        for response in stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=240):
             if response.status == health_pb2.HealthCheckResponse.SERVING:
                 return
     raise AssertionError("the generator does not serve")

@@ -11,6 +11,8 @@ import pytest
 
 from tests.integration.generator_process import ROOT, Running, generator
 
+pytestmark = pytest.mark.timeout(1200)
+
 CALL = """
 import sys
 from tunetrial.client import GeneratorError, SyncGeneratorClient

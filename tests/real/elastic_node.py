@@ -24,7 +24,7 @@ from tests.real.elastic_release import Installed
 
 USER, PASSWORD = "tester", "correct-horse-battery"
 _NOBODY = "65534"
-_START_S = 180.0
+_START_S = 400.0
 _SETTINGS: dict[str, object] = {
     "discovery.type": "single-node",
     "http.host": "127.0.0.1",

@@ -18,7 +18,7 @@ from tests.real.elastic_node import Node
 from tests.real.elastic_servers import ElasticServers
 from tests.real.retriever_process import NOT_SERVING, SERVING, RetrieverProcess, retriever
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 ROWS = [passage(f"p{n:03}", f"passage number {n} says that {n * 7919 % 1000} is a number") for n in range(300)]
@@ -119,7 +119,7 @@ async def test_a_cluster_too_busy_to_write_is_waited_for(node: Node, pair: tuple
     for thread in threads:
         thread.start()
     try:
-        while (pool()["active"], pool()["queue"]) != (1, 1):  # noqa: ASYNC110  the server is asked, nothing tells
+        while ((now := pool())["active"], now["queue"]) != (1, 1):  # noqa: ASYNC110  the server is asked, nothing tells
             await asyncio.sleep(0.01)
         call = asyncio.ensure_future(client.ingest(ROWS))
         while pool()["rejected"] == before:

@@ -20,7 +20,7 @@ from tests.real.elastic_node import PASSWORD, USER, Node, make_certificates
 from tests.real.elastic_servers import ElasticServers
 from tests.real.retriever_process import NOT_SERVING, retriever
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 
 WRONG_PASSWORD = "hunter2-hunter2"
 # The form of a key, but of no key that was ever made.
@@ -121,12 +121,11 @@ async def test_a_retriever_with_a_wrong_key_starts_and_says_so_on_the_wire_and_i
     ca = tmp_path / "ca.crt"
     await asyncio.to_thread(shutil.copy, node.ca, ca)
     async with retriever(tmp_path / "retriever", {"urls": node.url, "ca_file": str(ca), "api_key": WRONG_KEY}) as process:
-        while "not serving" not in process.log():  # noqa: ASYNC110  another process writes it
+        while "credentials" not in process.log():  # noqa: ASYNC110  another process writes it
             await asyncio.sleep(0.05)
         await process.becomes(NOT_SERVING)
         with refused_words("credentials"):
             await process.client().create()
         written = process.log()
-        assert "credentials" in written
         assert "Traceback" not in written
         assert WRONG_KEY not in written

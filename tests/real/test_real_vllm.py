@@ -23,7 +23,7 @@ from tests.contract.generator.generator_parts import failure, make_adapter, writ
 from tests.contract.generator.generator_server import served
 from tests.real.vllm_server import VllmServer
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(2400)
 
 BASE = Path(__file__).parents[2] / "examples" / "quickstart" / "base"
 QUESTIONS = ("Lomira was born in", "The report was written by", "Is water wet?")

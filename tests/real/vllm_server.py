@@ -14,7 +14,7 @@ import httpx
 from tests.real.elastic_node import free_port
 from tests.real.environments import python_of
 
-_START_S = 300.0
+_START_S = 800.0
 
 
 class VllmServer:
@@ -94,7 +94,7 @@ class VllmServer:
 
     def adapters(self) -> set[str]:
         """What it says that it has."""
-        models = httpx.get(f"{self.url}/v1/models").json()["data"]
+        models = httpx.get(f"{self.url}/v1/models", timeout=60).json()["data"]
         return {model["id"] for model in models if model["parent"]}
 
     def _healthy(self) -> bool:

@@ -157,4 +157,4 @@ async def test_sigterm_ends_a_service_that_still_waits_for_what_it_needs(tmp_pat
     async with running(tmp_path) as service:
         service.store("slow")
         await service.asked(1)
-        assert [line["event"] for line in await service.log()] in ([], ["not serving"])
+        assert {line["event"] for line in await service.log()} <= {"not serving"}

@@ -232,17 +232,20 @@ def test_a_uri_inside_a_root_is_a_path(tmp_path: Path) -> None:
 
 PROCESS = """
 import asyncio, sys
+from pathlib import Path
 from services.common.server import Service, serve
 from services.common.settings import ServerSettings
 from tunetrial.judge.v1 import judge_pb2, judge_pb2_grpc
 
 class Slow(judge_pb2_grpc.JudgeServiceServicer):
     async def GetRubric(self, request, context):
+        Path(sys.argv[1], "called").touch()
         await asyncio.sleep(float(request.hash))
         return judge_pb2.GetRubricResponse()
 
 async def prepare():
-    await asyncio.sleep(1)
+    while not Path(sys.argv[1], "prepared").exists():
+        await asyncio.sleep(0.02)
 
 add = lambda server: judge_pb2_grpc.add_JudgeServiceServicer_to_server(Slow(), server)
 asyncio.run(serve(Service("tunetrial.judge.v1.JudgeService", add), ServerSettings(), prepare))
@@ -253,12 +256,19 @@ async def _process(tmp_path: Path, **settings: str) -> tuple[asyncio.subprocess.
     port_file = tmp_path / "port"
     own = {"TUNETRIAL_PORT_FILE": str(port_file), **{f"TUNETRIAL_{name.upper()}": value for name, value in settings.items()}}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROCESS, env={**os.environ, **own}, stdin=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3]
+        *(sys.executable, "-c", PROCESS, str(tmp_path)),
+        env={**os.environ, **own},
+        stdin=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[3],
     )
-    async with asyncio.timeout(60):
-        while not port_file.exists():  # noqa: ASYNC110  another process makes it
-            await asyncio.sleep(0.05)
+    await _made(port_file)
     return process, int(port_file.read_text())
+
+
+async def _made(file: Path) -> None:
+    async with asyncio.timeout(120):
+        while not file.exists():  # noqa: ASYNC110, ASYNC240  another process makes it
+            await asyncio.sleep(0.02)
 
 
 async def test_sigterm_lets_running_calls_finish_and_health_says_when_it_serves(tmp_path: Path) -> None:
@@ -268,20 +278,23 @@ async def test_sigterm_lets_running_calls_finish_and_health_says_when_it_serves(
         seen = []
         async for response in watch:
             seen.append(response.status)
+            (tmp_path / "prepared").touch()
             if response.status == health_pb2.HealthCheckResponse.SERVING:
                 break
         assert seen[0] != health_pb2.HealthCheckResponse.SERVING
         call = judge_pb2_grpc.JudgeServiceStub(channel).GetRubric(judge_pb2.GetRubricRequest(hash="1"))
-        await asyncio.sleep(0.3)
+        await _made(tmp_path / "called")
+        watch.cancel()
         process.send_signal(signal.SIGTERM)
         await call
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await process.wait() == 0
 
 
 async def test_a_service_ends_when_its_parents_pipe_does(tmp_path: Path) -> None:
+    (tmp_path / "prepared").touch()
     process, _ = await _process(tmp_path, stop_with_stdin="true")
     assert process.stdin is not None
     process.stdin.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await process.wait() == 0

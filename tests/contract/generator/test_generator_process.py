@@ -47,7 +47,7 @@ def process(base: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes],
 def wait_until_serving(channel: grpc.Channel) -> None:
     stub: Any = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service=SERVICE)
-    for response in stub.Watch(request, timeout=60):
+    for response in stub.Watch(request, timeout=240):
         if response.status == health_pb2.HealthCheckResponse.SERVING:
             return
     raise AssertionError
@@ -68,4 +68,4 @@ def test_a_process_serves_loads_and_drains(base: Path, adapters: dict[str, Path]
         assert text.model == "ada.1"
         assert text.text != say(stub, "tiny").text
         child.send_signal(signal.SIGTERM)
-        assert child.wait(timeout=30) == 0
+        assert child.wait(timeout=120) == 0

@@ -221,8 +221,14 @@ async def test_a_rollout_brings_an_adapter_and_it_is_listed_then(server: TgiServ
     class Rollout:
         """Starts the server anew, as a platform does."""
 
-        async def add(self, base: str, listed: Any, adapter: str, folder: Path) -> None:
+        async def add(self, base: str, listed: Any, adapter: str, path: str) -> None:
+            assert path == str(adapters[adapter])
             await server.restart(replace(server.start, adapters={name: name for name in (*listed, adapter)}))
+
+        async def remove(self, base: str, adapter: str) -> None:
+            await server.restart(replace(server.start, adapters=LISTED))
+
+        async def close(self) -> None: ...
 
     settings = TgiSettings(engine="tgi", urls=(server.url,), source=str(base), adapters=tuple(LISTED))
     tgi = TgiEngine("tiny", settings, Rollout())
@@ -230,6 +236,10 @@ async def test_a_rollout_brings_an_adapter_and_it_is_listed_then(server: TgiServ
     await tgi.load_adapter("cyd", adapters["cyd"])
     assert set(server.start.adapters) == {*LISTED, "cyd"}
     assert (await tgi.replicas())[0].adapters == {*LISTED, "cyd"}
+    # What was there from the start stays.
+    for name in ("cyd", "bob/2"):
+        await tgi.unload_adapter(name)
+    assert set(server.start.adapters) == (await tgi.replicas())[0].adapters == set(LISTED)
     await tgi.close()
 
 

@@ -44,12 +44,20 @@ async def test_a_killed_ingest_is_sent_again_and_the_index_is_that_of_an_undistu
         killed = Client(retriever_pb2_grpc.RetrieverServiceStub(opened), "killed")
         await killed.create()
         acknowledged = await killed.ingest(ROWS[:40])
-        call = killed.stub.IngestPassages(pb.IngestPassagesRequest(index="killed", passages=[row]) for row in ROWS)
+        dead = asyncio.Event()
+
+        async def parts() -> AsyncIterator[pb.IngestPassagesRequest]:
+            for first in range(0, 96, 16):
+                yield pb.IngestPassagesRequest(index="killed", passages=ROWS[first : first + 16])
+            await dead.wait()
+
+        call = killed.stub.IngestPassages(parts())
         while (await killed.get()).passage_count < 60:  # noqa: ASYNC110  the service is asked, nothing tells
             await asyncio.sleep(0.01)
         process.kill()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
+        dead.set()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     await process.wait()
 

@@ -27,6 +27,8 @@ from tunetrial.trainer.v1.trainer_pb2 import TrainingJob, TrainingSpec
 from services.trainer.local_launcher import cuda_present
 from tests.unit.trainer.trainer_parts import make_base, questions, write_rows
 
+pytestmark = pytest.mark.timeout(1200)
+
 REPOSITORY = Path(__file__).parents[3]
 LONG = 100_000
 """Steps of a job that is ended before it is done."""
@@ -214,7 +216,7 @@ async def test_a_cancelled_job_leaves_no_process_and_no_adapter(trainer: Trainer
     await trainer.training(job)
     processes = trainer.training_processes()
     assert processes
-    ended = (await trainer.stub.CancelTrainingJob(trainer_pb2.CancelTrainingJobRequest(id=job.id), timeout=5)).job
+    ended = (await trainer.stub.CancelTrainingJob(trainer_pb2.CancelTrainingJobRequest(id=job.id), timeout=30)).job
     assert ended.state == trainer_pb2.JOB_STATE_CANCELLED
     assert not any(process.is_running() for process in processes)
     assert (await failure(trainer.adapter("cancelled")))[1] == "ADAPTER_NOT_FOUND"
@@ -227,7 +229,7 @@ async def test_a_job_that_does_not_heed_sigterm_is_cancelled_all_the_same(traine
     # A stopped process takes no SIGTERM; only SIGKILL ends it.
     for process in trainer.training_processes():
         process.suspend()
-    ended = (await trainer.stub.CancelTrainingJob(trainer_pb2.CancelTrainingJobRequest(id=job.id), timeout=5)).job
+    ended = (await trainer.stub.CancelTrainingJob(trainer_pb2.CancelTrainingJobRequest(id=job.id), timeout=30)).job
     assert ended.state == trainer_pb2.JOB_STATE_CANCELLED
 
 

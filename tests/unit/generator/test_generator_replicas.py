@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from unittest.mock import AsyncMock
 
@@ -15,7 +15,7 @@ from services.common.errors import FailedPrecondition, Unavailable
 from services.generator.catalog import Catalog
 from services.generator.domain import Decoding, Replica, State
 from services.generator.generator import Call, Generator, Manner, Text
-from services.generator.replicas import NotReached, Remote, Remotes, Slow, away
+from services.generator.replicas import Broken, NotReached, Remote, Remotes, Slow, away
 
 WATCH_S = 0.01
 
@@ -276,3 +276,35 @@ async def test_a_service_is_ready_while_one_engine_is(catalog: Catalog, engine: 
     engine.running = ()
     with pytest.raises(Unavailable):
         await catalog.ready()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "tries"),
+    [(Broken, None, 2), (Broken, Broken, 2), (NotReached, None, 1), (Slow, None, 1)],
+)
+async def test_a_single_replica_gets_a_request_again_whose_connection_broke(
+    first: type[Unavailable], second: type[Unavailable] | None, tries: int
+) -> None:
+    remotes = Remotes("small", {"a": None})
+    await remotes.look(lambda _: asyncio.sleep(0, Replica("a 1", frozenset())))
+    fails = [first, second]
+    asked = []
+
+    class Silent:
+        begun = False
+
+    async def pieces(remote: Remote[None]) -> AsyncGenerator[str, None]:
+        asked.append(remote.url)
+        if (kind := fails.pop(0)) is not None:
+            raise away("small", "trouble", kind)
+        yield "text"
+
+    async def run() -> list[object]:
+        return [part async for part in remotes.ask(frozenset(), lambda remote: (Silent(), pieces(remote)))]
+
+    if tries == 2 and second is None:
+        assert "text" in await run()
+    else:
+        with pytest.raises(Unavailable):
+            await run()
+    assert len(asked) == tries

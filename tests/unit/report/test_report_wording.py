@@ -76,6 +76,20 @@ def test_everything_that_weakens_this_trial_is_listed(report: TrialReport) -> No
     assert "Few clusters" in titles(trial(count=20))
 
 
+def test_an_arm_that_several_models_of_a_provider_answered_is_named(report: TrialReport) -> None:
+    first, *others = report.analysis.arms
+
+    def with_snapshots(*found: tuple[str, int]) -> TrialReport:
+        arm = replace(first, usage=replace(first.usage, snapshots=found))
+        return replace(report, analysis=replace(report.analysis, arms=(arm, *others)))
+
+    assert titles(with_snapshots(("gpt-1-may", 60))) == titles(report)
+    (said,) = (
+        one for one in caveats(with_snapshots(("gpt-1-may", 40), ("gpt-1-june", 20))) if one.title == "The provider changed its model"
+    )
+    assert "base: gpt-1-may 40, gpt-1-june 20" in said.text
+
+
 def test_what_did_not_happen_is_not_listed(report: TrialReport) -> None:
     clean = replace(
         report,

@@ -59,8 +59,9 @@ class GeneratorServiceStub:
     """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
     FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
     log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
-    ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine, ADAPTER_REACHES_BASE (beside it, the
-    engine answers for the base with an adapter: the base does not answer any more either); ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+    ENGINE_RESTART_NEEDED (says what to do), ENGINE_ROLLOUT_FAILED (the engine runs as before), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine,
+    ADAPTER_REACHES_BASE (beside it, the engine answers for the base with an adapter: the base does not answer any more either);
+    ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
     Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
     engine, proven anew each time.
     """
@@ -108,8 +109,9 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
     """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
     FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
     log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
-    ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine, ADAPTER_REACHES_BASE (beside it, the
-    engine answers for the base with an adapter: the base does not answer any more either); ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+    ENGINE_RESTART_NEEDED (says what to do), ENGINE_ROLLOUT_FAILED (the engine runs as before), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine,
+    ADAPTER_REACHES_BASE (beside it, the engine answers for the base with an adapter: the base does not answer any more either);
+    ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
     Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
     engine, proven anew each time.
     """
@@ -196,8 +198,9 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
         FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
         log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
-        ENGINE_RESTART_NEEDED (says what to do), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine, ADAPTER_REACHES_BASE (beside it, the
-        engine answers for the base with an adapter: the base does not answer any more either); ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+        ENGINE_RESTART_NEEDED (says what to do), ENGINE_ROLLOUT_FAILED (the engine runs as before), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine,
+        ADAPTER_REACHES_BASE (beside it, the engine answers for the base with an adapter: the base does not answer any more either);
+        ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
         Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
         engine, proven anew each time.
         """
