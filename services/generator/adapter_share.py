@@ -24,7 +24,11 @@ class AdapterShare:
 
         Raises Unavailable ADAPTER_NOT_SHARED.
         """
-        digest = hashlib.sha256("".join(file_sha256(adapter / name) for name in ADAPTER_FILES).encode()).hexdigest()[:16]
+        try:
+            digest = hashlib.sha256("".join(file_sha256(adapter / name) for name in ADAPTER_FILES).encode()).hexdigest()[:16]
+        except OSError as error:
+            message = "the adapter in {uri} is not there any more: {why}"
+            raise Unavailable("ADAPTER_NOT_SHARED", message, uri=adapter, why=error) from error
         if self._folder is None:
             return str(adapter), digest
         target = self._folder / f"{adapter.name}-{digest}"

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import structlog
@@ -31,12 +31,14 @@ class Served:
     engine: Engine
     admission: Admission
     changing: asyncio.Lock
-    mixing: set[str]
+    mixing: set[str] = field(default_factory=set)
     """Replicas, by their identities, that a proof has seen to answer as their base with an adapter."""
+    seen: set[str] = field(default_factory=set)
+    """Replicas that were there at the last look."""
 
     async def own_answers(self, among: frozenset[str]) -> frozenset[str]:
         """`among`, for the base. Raises FailedPrecondition ENGINE_MIXES_MODELS where its answers may be an adapter's."""
-        if self.mixing:
+        if self.mixing & (among or self.seen):
             message = (
                 "model {name} does not answer: its engine was seen to answer for it with an adapter. Start the engine anew; vLLM on a CPU "
                 "does so once all of --max-loras were in use"
@@ -72,7 +74,7 @@ class Catalog:
     ) -> None:
         """`engines` by the names of their bases; `put_back` says which adapters are served again after a restart. Contacts nothing yet."""
         self._served = {
-            name: Served(engine, Admission(name, engine.capacity, queue_limit), asyncio.Lock(), set()) for name, engine in engines.items()
+            name: Served(engine, Admission(name, engine.capacity, queue_limit), asyncio.Lock()) for name, engine in engines.items()
         }
         self._put_back = put_back
         self._store, self._uri_roots, self._tolerance = store, uri_roots, tolerance
@@ -186,7 +188,10 @@ class Catalog:
                 await adapter.prove()
                 await asyncio.shield(self._store.place(Placed(name, uri, engine.base.name, files.weights_sha256, files.config_sha256)))
             except BaseException:
-                await asyncio.shield(self._give_up(adapter))
+                try:
+                    await asyncio.shield(self._give_up(adapter))
+                except TunetrialError as error:
+                    _log.error("an adapter could not be taken out", adapter=name, message=error.message)
                 raise
         return adapter.model
 
@@ -273,7 +278,8 @@ class Catalog:
             try:
                 async with served.changing:
                     replicas = await served.engine.replicas()
-                    served.mixing.intersection_update(replica.identity for replica in replicas)
+                    served.seen.clear()
+                    served.seen.update(replica.identity for replica in replicas)
                     for adapter in [each for each in self._adapters.values() if each.engine is served.engine]:
                         if not adapter.leaving and self._adapters.get(adapter.name) is adapter:
                             await adapter.restore(replicas)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ _KINDS = {"StatefulSet": "stateful_set", "Deployment": "deployment"}
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _PATCH = "application/strategic-merge-patch+json"
 _DENIED, _NOT_FOUND, _CONFLICT = (401, 403), 404, 409
+_MARKS = frozenset(",=@")
+"""What has a meaning in a start list."""
 _TRIES = 5
-_POLL_S = 2.0
-
-_Edit = Callable[[dict[str, str]], dict[str, str]]
+_POLL_S, _CALL_S, _CLOSE_S = 2.0, 30.0, 10.0
 
 
 class KubernetesRollout:
@@ -41,86 +41,109 @@ class KubernetesRollout:
         """Contacts nothing."""
         self._settings, self._poll_s = settings, poll_s
         self._api: client.ApiClient | None = None
+        self._undoing: asyncio.Task[str] | None = None
         self._namespace = settings.namespace
         self._what = f"{settings.kind} {settings.name}"
 
     async def add(self, base: str, listed: Sequence[str], adapter: str, path: str) -> None:
-        """Returns when all pods run with the adapter.
+        """Returns when all pods run with the adapter, at once where the workload lists it already.
 
         Raises FailedPrecondition ENGINE_ROLLOUT_FAILED when they do not get ready, with the list as it was, and Unavailable
         KUBERNETES_UNAVAILABLE.
         """
-        if {",", "="} & set(path):
+        if _MARKS & set(path):
             message = "{path} cannot stand in {variable}: rename the folder"
             raise FailedPrecondition("ADAPTER_REFUSED", message, path=path, variable=_VARIABLE)
-        await self._roll(lambda start_list: start_list | {adapter: f"{adapter}={path}"})
+        entry = f"{adapter}={path}"
+        before = _start_list(self._container(await self._read())).get(adapter)
+        if before == entry:
+            return  # whether the pods have it shows in the proof
+        try:
+            await self._set(adapter, entry)
+            await self._settled()
+        except BaseException as error:
+            # Who goes does not wait for the pods, only for the list.
+            self._undoing = asyncio.create_task(self._put_back(adapter, before, wait=not isinstance(error, asyncio.CancelledError)))
+            worse = await asyncio.shield(self._undoing)
+            if worse and isinstance(error, TunetrialError):
+                raise self._failed(f"{error.message}; and the way back failed: {worse}") from error
+            raise
 
     async def remove(self, base: str, adapter: str) -> None:
-        """Returns when all pods run without the adapter. Errors: those of `add`."""
-        await self._roll(lambda start_list: {name: entry for name, entry in start_list.items() if name != adapter})
+        """Returns when all pods run without the adapter, which stays off the list in any case. Errors: those of `add`."""
+        if await self._unset(adapter, None):
+            await self._settled(back=True)
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections, after what is being put back."""
+        if self._undoing is not None:
+            await asyncio.wait({self._undoing}, timeout=_CLOSE_S)
         if self._api is not None:
             await self._api.close()
 
-    async def _roll(self, edit: _Edit) -> None:
-        before = await self._edit(edit)
+    async def _put_back(self, adapter: str, before: str | None, *, wait: bool) -> str:
+        """The entry as it was, and pods that run with it if `wait`. What went wrong, "" when nothing did."""
         try:
-            await self._settled()
-        except BaseException as error:
-            await asyncio.shield(self._put_back(before, error))
-            raise
+            if await self._unset(adapter, before) and wait:
+                await self._settled(back=True)
+        except TunetrialError as error:
+            _log.error("an engine's start list could not be put back", workload=self._what, adapter=adapter, error=error.message)
+            return error.message
+        return ""
 
-    async def _put_back(self, before: dict[str, str], error: BaseException) -> None:
-        """The old list, and pods that run with it. Where that fails too, the error says so."""
-        try:
-            with self._explained():
-                stuck = await self._unready_pods()
-                await self._edit(lambda _: before)
-                # A StatefulSet waits for a pod that never gets ready before it replaces it.
-                for pod in stuck:
-                    with contextlib.suppress(client.ApiException):
-                        await client.CoreV1Api(await self._connected()).delete_namespaced_pod(pod, self._namespace)
-            await self._settled()
-        except TunetrialError as worse:
-            _log.error("an engine's start list could not be put back", workload=self._what, error=worse.message)
-            if isinstance(error, TunetrialError):
-                error.add_note(worse.message)
+    async def _unset(self, adapter: str, entry: str | None) -> bool:
+        """Changes an entry back, and sees to it that pods which never got ready do not stay; whether there was anything to change."""
+        stuck = await self._stuck()
+        if not await self._set(adapter, entry):
+            return False
+        for pod in stuck:
+            try:
+                with self._explained():
+                    await (await self._core()).delete_namespaced_pod(pod, self._namespace, _request_timeout=_CALL_S)
+            except TunetrialError as error:
+                _log.warning("a pod that is not ready could not be deleted", pod=pod, error=error.message)
+        return True
 
-    async def _edit(self, edit: _Edit) -> dict[str, str]:
-        """Changes the start list; what it was before."""
+    async def _set(self, adapter: str, entry: str | None) -> bool:
+        """Changes one entry of the start list (None takes it out) and no other; whether there was anything to change."""
         for _ in range(_TRIES):
-            workload = await self._call("read")
+            workload = await self._read()
             container = self._container(workload)
             found = _start_list(container)
-            wanted = edit(found)
+            wanted = {name: one for name, one in found.items() if name != adapter} | ({adapter: entry} if entry is not None else {})
             if wanted == found:
-                return found
-            environment = [{"name": _VARIABLE, "value": ",".join(wanted.values())}]
-            template = {"spec": {"containers": [{"name": container.name, "env": environment}]}}
+                return False
+            # TGI does not start with a list that is set and empty.
+            value = {"value": ",".join(wanted.values())} if wanted else {"$patch": "delete"}
+            template = {"spec": {"containers": [{"name": container.name, "env": [{"name": _VARIABLE, **value}]}]}}
             body = {"metadata": {"resourceVersion": workload.metadata.resource_version}, "spec": {"template": template}}
             try:
                 await self._call("patch", body=body, _content_type=_PATCH)
             except _Changed:
                 continue
             _log.info("an engine starts anew", workload=self._what, adapters=list(wanted))
-            return found
+            return True
         raise self._failed("it is changed by somebody else again and again")
 
-    async def _settled(self) -> None:
-        """Returns when all pods are those of the newest list, and ready. Raises FailedPrecondition ENGINE_ROLLOUT_FAILED."""
+    async def _settled(self, *, back: bool = False) -> None:
+        """Returns when all pods are those of the newest list, and ready. Raises FailedPrecondition ENGINE_ROLLOUT_FAILED.
+
+        On the way `back` to the old list, a Deployment still says that the new one came too late.
+        """
         deadline = time.monotonic() + self._settings.timeout_s
         while True:
-            workload = await self._call("read")
-            if _is_settled(workload):
-                return
-            conditions = {condition.type: condition for condition in workload.status.conditions or ()}
-            progress = conditions.get("Progressing")
-            late = progress is not None and progress.reason == "ProgressDeadlineExceeded"
+            late = False
+            try:
+                workload = await self._read()
+                # Pods that end may still answer.
+                if _is_settled(workload) and not any(pod.metadata.deletion_timestamp for pod in await self._pods()):
+                    return
+                late = not back and _is_late(workload)
+            except Unavailable:  # says nothing about pods
+                if time.monotonic() > deadline:
+                    raise
             if late or time.monotonic() > deadline:
-                why = "; ".join(await self._troubles()) or "its pods say nothing"
-                raise self._failed(f"its pods did not get ready with the new list: {why}")
+                raise self._failed(f"its pods did not get ready: {await self._troubles()}")
             await asyncio.sleep(self._poll_s)
 
     def _container(self, workload: Any) -> Any:
@@ -134,37 +157,59 @@ class KubernetesRollout:
         if not workload.spec.replicas:
             raise self._failed("it is scaled to no replica")
         strategy = getattr(workload.spec, "update_strategy", None)
-        if strategy is not None and strategy.type == "OnDelete":
-            raise self._failed("its update strategy is OnDelete: set RollingUpdate")
+        if strategy is not None and (strategy.type == "OnDelete" or (strategy.rolling_update and strategy.rolling_update.partition)):
+            raise self._failed("its update strategy leaves old pods: set RollingUpdate without a partition")
         return found
 
-    async def _troubles(self) -> list[str]:
+    async def _troubles(self) -> str:
+        """What the pods say of themselves."""
         found = []
-        for pod in await self._pods():
-            for status in pod.status.container_statuses or ():
-                waiting = status.state.waiting if status.state is not None else None
-                if waiting is not None:
-                    found.append(f"{pod.metadata.name}: {waiting.reason} {waiting.message or ''}".strip())
-        return found
+        with contextlib.suppress(TunetrialError):
+            for pod in await self._pods():
+                states = [status.state for status in pod.status.container_statuses or () if status.state is not None]
+                said = [one for state in states if (one := state.waiting or state.terminated) is not None]
+                said += [
+                    condition
+                    for condition in pod.status.conditions or ()
+                    if (condition.type, condition.status) == ("PodScheduled", "False")
+                ]
+                found += [f"{pod.metadata.name}: {one.reason} {one.message or ''}".strip() for one in said]
+        return "; ".join(found) or "they do not say why"
 
-    async def _unready_pods(self) -> list[str]:
-        def ready(pod: Any) -> bool:
-            return any(condition.type == "Ready" and condition.status == "True" for condition in pod.status.conditions or ())
-
-        return [pod.metadata.name for pod in await self._pods() if not ready(pod)]
+    async def _stuck(self) -> list[str]:
+        """Pods of a StatefulSet that are not ready, for which it waits before it goes on; none where they cannot be asked for."""
+        if self._settings.kind != "StatefulSet":
+            return []
+        try:
+            pods = await self._pods()
+        except TunetrialError as error:
+            _log.warning("pods that are not ready cannot be told", workload=self._what, error=error.message)
+            return []
+        return [pod.metadata.name for pod in pods if not _is_ready(pod)]
 
     async def _pods(self) -> list[Any]:
-        workload = await self._call("read")
+        workload = await self._read()
         labels = ",".join(f"{name}={value}" for name, value in (workload.spec.selector.match_labels or {}).items())
+        if not labels:
+            raise self._failed("its selector has no labels")
         with self._explained():
-            found = await client.CoreV1Api(await self._connected()).list_namespaced_pod(self._namespace, label_selector=labels)
-        return list(found.items)
+            found = await (await self._core()).list_namespaced_pod(self._namespace, label_selector=labels, _request_timeout=_CALL_S)
+        own = workload.metadata.uid
+        if self._settings.kind == "Deployment":  # whose pods belong to its replica sets
+            return list(found.items)
+        return [pod for pod in found.items if any(owner.uid == own for owner in pod.metadata.owner_references or ())]
+
+    async def _core(self) -> client.CoreV1Api:
+        return client.CoreV1Api(await self._connected())
+
+    async def _read(self) -> Any:
+        return await self._call("read")
 
     async def _call(self, verb: str, **given: Any) -> Any:
         with self._explained():
             apps = client.AppsV1Api(await self._connected())
             call = getattr(apps, f"{verb}_namespaced_{_KINDS[self._settings.kind]}")
-            return await call(self._settings.name, self._namespace, **given)
+            return await call(self._settings.name, self._namespace, _request_timeout=_CALL_S, **given)
 
     async def _connected(self) -> client.ApiClient:
         if self._api is None:
@@ -231,6 +276,16 @@ def _is_settled(workload: Any) -> bool:
     # Pods of the old list are counted in `replicas`; of a StatefulSet they have the old revision.
     same = {status.replicas, status.updated_replicas, status.ready_replicas} == {wanted}
     return same and getattr(status, "current_revision", None) == getattr(status, "update_revision", None)
+
+
+def _is_late(workload: Any) -> bool:
+    if (workload.status.observed_generation or 0) < workload.metadata.generation:
+        return False
+    return any(one.type == "Progressing" and one.reason == "ProgressDeadlineExceeded" for one in workload.status.conditions or ())
+
+
+def _is_ready(pod: Any) -> bool:
+    return any(one.type == "Ready" and one.status == "True" for one in pod.status.conditions or ())
 
 
 def _said(error: client.ApiException) -> str:

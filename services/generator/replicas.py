@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from services.common.errors import TunetrialError, Unavailable
@@ -13,8 +14,8 @@ from services.generator.domain import Replica, Speaker
 
 Client = TypeVar("Client")
 
-LOOK_S = 5.0
-"""An engine that says nothing of itself for so long is too busy to, or hangs."""
+LOOK_S = 2.0
+"""An engine that says nothing of itself for so long is too busy to, or hangs. Two such requests must end before a probe of health does."""
 _GRACE_S = 30.0
 """A replica that was seen so long ago is still taken for there while it is only slow."""
 _SHUNNED_S = 5.0
@@ -50,6 +51,11 @@ class Remote(Generic[Client]):
     def shunned(self) -> bool:
         """Whether it failed a moment ago."""
         return time.monotonic() - self._failed < _SHUNNED_S
+
+    def loaded(self, adapter: str) -> None:
+        """To be told when it has got an adapter, which a look from before does not show."""
+        if self._replica is not None:
+            self._replica = replace(self._replica, adapters=self._replica.adapters | {adapter})
 
     def failed(self) -> None:
         """To be told when it could not be reached."""
@@ -107,6 +113,7 @@ class Remotes(Generic[Client]):
         `among` are the identities that may answer (empty: any). Raises Unavailable ENGINE_UNAVAILABLE, and what the replica raises.
         """
         failed: Unavailable | None = None
+        broken = False
         remotes = self._to_try(among)
         while remotes:
             remote = remotes.pop(0)
@@ -119,10 +126,12 @@ class Remotes(Generic[Client]):
                             yield piece
             except Unavailable as error:
                 remote.failed()
-                if answer.begun or not _worth_another(error, failed):
+                # One that is slow is still at work, and what broke twice may break every replica.
+                if answer.begun or not isinstance(error, NotReached | Broken) or (broken and isinstance(error, Broken)):
                     raise
-                if isinstance(error, Broken) and not remotes:
-                    remotes.append(remote)  # it may only have closed a connection that lay idle
+                if isinstance(error, Broken):
+                    broken = True
+                    remotes = remotes or [remote]  # it may only have closed a connection that lay idle
                 failed = error
             else:
                 yield answer
@@ -159,11 +168,3 @@ class Slow(Unavailable):
 def away(name: str, why: str, kind: type[Unavailable] = Unavailable) -> Unavailable:
     """The error for an engine that cannot be reached."""
     return kind("ENGINE_UNAVAILABLE", "the engine of model {name} is away: {why}", name=name, why=why, retry_after_s=1)
-
-
-def _worth_another(error: Unavailable, earlier: Unavailable | None) -> bool:
-    """Whether another replica may have a request that failed so: it did not arrive, or a connection broke for the first time.
-
-    What broke once may break every replica, and one that is slow is still at work.
-    """
-    return isinstance(error, NotReached) or (isinstance(error, Broken) and not isinstance(earlier, Broken))

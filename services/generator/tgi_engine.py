@@ -37,6 +37,7 @@ _LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 """What TGI adapts; the rest of an adapter it leaves out without a word."""
 _GRAMMARS = {ConstraintKind.JSON_SCHEMA: "json", ConstraintKind.REGEX: "regex"}
 _STOPS = 4
+_THERE_S = 60.0
 _SAMPLE = "Who built the bridge of Ormsby, and when?\n\tZoë: 1901."
 """Any text with which tokenizers show that they differ."""
 
@@ -204,6 +205,16 @@ class TgiEngine:
             await self._rollout.add(self._name, tuple(self._listed), adapter, path)
             self._listed.append(adapter)
             self._brought.add(adapter)
+            await self._all_there()
+
+    async def _all_there(self) -> None:
+        """Returns when all replicas are seen, or after a while: names lead to new processes some time after these are ready."""
+        deadline = time.monotonic() + _THERE_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(TunetrialError):
+                if len(await self.replicas()) == len(self._remotes.all):
+                    return
+            await asyncio.sleep(1)
 
     async def unload_adapter(self, adapter: str) -> None:
         """Takes out what a rollout brought; TGI keeps what else it was started with, and nobody asks it for this one any more."""

@@ -111,7 +111,8 @@ async def prove(engine: Engine, adapter: str, canaries: Sequence[Canary], tolera
         _, base = await engine.score([(None, canary), (None, canary)], replica)
         beside, adapted = await engine.score([(None, canary), (adapter, canary)], replica)
         (alone,) = await engine.score([(None, canary)], replica)
-        if _distance(beside, base) > max(noise, _distance(beside, adapted)):
+        noise = max(noise, _distance(base, alone))
+        if _distance(beside, base) > max(noise, tolerance, _distance(beside, adapted)):
             raise MixedModels(
                 "ADAPTER_REACHES_BASE",
                 "beside adapter {name}, rows of the base are answered by an adapter: the engine mixes its models",
@@ -119,7 +120,6 @@ async def prove(engine: Engine, adapter: str, canaries: Sequence[Canary], tolera
             )
         if not all(map(math.isfinite, adapted)):
             raise FailedPrecondition("ADAPTER_NOT_REPRODUCED", "adapter {name} gives log-probabilities that are no numbers", name=adapter)
-        noise = max(noise, _distance(base, alone))
         difference = _distance(adapted, base)
         if difference > from_base:
             from_base, telling = difference, (canary, base, adapted)

@@ -191,6 +191,9 @@ class VllmEngine:
         self._paths[adapter], self._salts[adapter] = path, digest
         chosen = [remote for remote in self._remotes.all if not among or remote.identity in among]
         done = await asyncio.gather(*(self._load(remote, adapter, path) for remote in chosen), return_exceptions=True)
+        for remote, one in zip(chosen, done, strict=True):
+            if one is None:
+                remote.loaded(adapter)
         failures = [one for one in done if isinstance(one, BaseException)]
         if failures:
             await self._unload([remote for remote, one in zip(chosen, done, strict=True) if one is None], adapter)

@@ -24,6 +24,8 @@ class Cluster:
     def __init__(self, kind: str, pods: Pods, adapters: str = "ada.1=/a,bob/2=/b") -> None:
         self.kind, self.pods = kind, pods
         self.denied = False
+        self.faults: list[bool] = []
+        """Which of the next calls fail."""
         self.conflicts = 0
         """So many patches find the workload changed by somebody else."""
         self.asked: list[tuple[str, str]] = []
@@ -38,7 +40,7 @@ class Cluster:
         self.workload: dict[str, Any] = {
             "apiVersion": "apps/v1",
             "kind": kind,
-            "metadata": {"name": "small", "namespace": "models", "generation": 1, "resourceVersion": "1"},
+            "metadata": {"name": "small", "namespace": "models", "uid": "small-uid", "generation": 1, "resourceVersion": "1"},
             "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "small"}}, "template": template},
         }
         if kind == "StatefulSet":
@@ -54,7 +56,7 @@ class Cluster:
     @property
     def start_list(self) -> str:
         """What LORA_ADAPTERS is."""
-        return next(str(one["value"]) for one in self.environment if one["name"] == "LORA_ADAPTERS")
+        return next((str(one["value"]) for one in self.environment if one["name"] == "LORA_ADAPTERS"), "unset")
 
     def routes(self) -> web.Application:
         """The part of the API that is asked."""
@@ -70,6 +72,8 @@ class Cluster:
         self.asked.append((request.method, request.path))
         if self.denied:
             return _status(403, "Forbidden", 'User "generator" cannot get resource')
+        if self.faults and self.faults.pop(0):
+            return _status(503, "ServiceUnavailable", "the server is currently unable to handle the request")
         response: web.StreamResponse = await handler(request)
         return response
 
@@ -86,7 +90,8 @@ class Cluster:
         (change,) = body["spec"]["template"]["spec"]["containers"]
         assert change["name"] == "tgi"
         for variable in change["env"]:
-            self.environment[:] = [one for one in self.environment if one["name"] != variable["name"]] + [variable]
+            kept = [one for one in self.environment if one["name"] != variable["name"]]
+            self.environment[:] = kept if variable.get("$patch") == "delete" else [*kept, variable]
         metadata["generation"] += 1
         metadata["resourceVersion"] = str(int(metadata["resourceVersion"]) + 1)
         before = self._rolling
@@ -99,8 +104,9 @@ class Cluster:
         self._tell(ready=False)
         if self.stuck and self.kind == "StatefulSet":
             await self._released.wait()
-        entries = [entry for entry in self.start_list.split(",") if entry]
-        ready = await self.pods({entry.partition("=")[0]: entry.partition("=")[2] for entry in entries})
+        entries = [] if self.start_list == "unset" else self.start_list.split(",")
+        # TGI does not start with an empty list.
+        ready = "" not in entries and await self.pods({entry.partition("=")[0]: entry.partition("=")[2] for entry in entries})
         self.stuck = "" if ready else "small-1"
         self._released.clear()
         self._tell(ready=ready)
@@ -115,9 +121,9 @@ class Cluster:
 
     async def _pods(self, request: web.Request) -> web.Response:
         assert request.query["labelSelector"] == "app=small"
-        return web.json_response(
-            {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": [self._pod("small-0"), self._pod("small-1")]}
-        )
+        other = self._pod("other-0") | {"metadata": {"name": "other-0", "namespace": "models"}}
+        pods = [self._pod("small-0"), self._pod("small-1"), other]
+        return web.json_response({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": pods})
 
     def _pod(self, name: str) -> dict[str, Any]:
         container: dict[str, Any] = {"name": "tgi", "image": "tgi", "imageID": "", "ready": name != self.stuck, "restartCount": 0}
@@ -125,7 +131,12 @@ class Cluster:
             container["state"] = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
         conditions = [{"type": "Ready", "status": "False" if name == self.stuck else "True"}]
         status = {"conditions": conditions, "containerStatuses": [container]}
-        return {"metadata": {"name": name, "namespace": "models"}, "spec": {"containers": [{"name": "tgi"}]}, "status": status}
+        owner = {"apiVersion": "apps/v1", "kind": self.kind, "name": "small", "uid": "small-uid"}
+        return {
+            "metadata": {"name": name, "namespace": "models", "ownerReferences": [owner]},
+            "spec": {"containers": [{"name": "tgi"}]},
+            "status": status,
+        }
 
     async def _delete(self, request: web.Request) -> web.Response:
         assert request.match_info["name"] == self.stuck

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Callable
@@ -124,6 +125,55 @@ async def test_an_adapter_with_which_pods_do_not_start_is_taken_back(opened: Ope
         assert await place.load("cyd") is State.VERIFIED
 
 
+async def test_a_workload_without_a_list_gets_one_and_is_left_without_one(opened: Open) -> None:
+    async with opened() as place:
+        place.cluster.environment.pop()
+        assert await place.load("cyd") is State.VERIFIED
+        assert place.cluster.start_list == f"cyd={place.adapters['cyd']}"
+        await place.catalog.unload("cyd")
+        assert place.cluster.start_list == "unset"
+        assert await place.ask("tiny")
+
+
+async def test_what_others_list_meanwhile_stays_when_an_adapter_is_taken_back(opened: Open) -> None:
+    async with opened(settings={"timeout_s": 30.0}) as place:
+        place.broken = {"cyd"}
+        loading = asyncio.create_task(place.load("cyd"))
+        await until(lambda: bool(place.cluster.stuck))
+        place.cluster.environment[-1]["value"] += ",dan=/d"
+        metadata = place.cluster.workload["metadata"]
+        metadata["resourceVersion"] = str(int(metadata["resourceVersion"]) + 1)
+        # Who asked goes: the list is put back all the same.
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        assert place.cluster.start_list == f"{GIVEN},dan=/d"
+        with pytest.raises(NotFound):
+            await place.ask("cyd")
+        place.broken = set()
+        await until(lambda: not place.cluster.stuck)
+
+
+async def test_an_api_that_is_away_for_a_moment_undoes_nothing(opened: Open) -> None:
+    async with opened() as place:
+        # The first look, the read and the patch; then every other look at the pods fails.
+        place.cluster.faults = [False, False, False, True, True, False, True]
+        assert await place.load("cyd") is State.VERIFIED
+        assert place.cluster.faults == []
+
+
+async def test_an_adapter_that_pods_cannot_start_with_any_more_can_be_unloaded(opened: Open) -> None:
+    async with opened() as place:
+        await place.load("cyd")
+        place.broken = {"cyd"}
+        # All pods are started anew, as on other nodes, and one does not come back.
+        place.cluster.stuck = "small-1"
+        place.cluster._tell(ready=False)
+        await place.catalog.unload("cyd")
+        assert place.cluster.start_list == GIVEN
+        assert ("DELETE", "/api/v1/namespaces/models/pods/small-1") in place.cluster.asked
+
+
 async def test_an_adapter_that_is_not_applied_leaves_the_start_list(opened: Open) -> None:
     async with opened() as place:
         place.idle = {"cyd"}
@@ -158,7 +208,8 @@ async def test_an_adapter_that_the_workload_lists_already_needs_no_new_pods(open
             "--lora-adapters",
         ),
         (lambda cluster: cluster.workload["spec"].update(replicas=0), "no replica"),
-        (lambda cluster: cluster.workload["spec"]["updateStrategy"].update(type="OnDelete"), "OnDelete"),
+        (lambda cluster: cluster.workload["spec"]["updateStrategy"].update(type="OnDelete"), "leaves old pods"),
+        (lambda cluster: cluster.workload["spec"]["updateStrategy"].update(rollingUpdate={"partition": 1}), "leaves old pods"),
         (lambda cluster: setattr(cluster, "denied", True), "service account may not"),
         (lambda cluster: setattr(cluster, "conflicts", 99), "again and again"),
     ],

@@ -258,9 +258,15 @@ async def test_the_base_of_an_engine_that_mixes_its_models_does_not_answer_until
     assert mixed.value.reason == "ENGINE_MIXES_MODELS"
     await ask(catalog)
     assert engine.work[-1].among == {"one"}
-    engine.running = (Replica("one", frozenset({"mine"})), Replica("two again", frozenset()))
-    await looks(engine)
-    assert await ask(catalog, name="base")
+    # Out of sight for a moment, it is the same process.
+    for running, answers in ((("one",), True), (("one", "two"), False), (("one", "two again"), True)):
+        engine.running = tuple(Replica(name, frozenset({"mine"})) for name in running)
+        await looks(engine)
+        if answers:
+            assert await ask(catalog, name="base")
+        else:
+            with pytest.raises(FailedPrecondition):
+                await ask(catalog, name="base")
 
 
 async def test_a_replica_that_lost_the_adapter_gets_it_again(catalog: Catalog, engine: Pretender) -> None:

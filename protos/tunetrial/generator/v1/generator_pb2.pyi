@@ -139,7 +139,7 @@ class _AdapterStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdapterS
     ADAPTER_STATE_VERIFIED: _AdapterState.ValueType  # 2
     """Proven; answers."""
     ADAPTER_STATE_REJECTED: _AdapterState.ValueType  # 3
-    """A proof spoke against it; does not answer."""
+    """Its engine refused it, or a proof spoke against it; does not answer."""
 
 class AdapterState(_AdapterState, metaclass=_AdapterStateEnumTypeWrapper):
     """Where an adapter stands."""
@@ -151,7 +151,7 @@ ADAPTER_STATE_LOADED: AdapterState.ValueType  # 1
 ADAPTER_STATE_VERIFIED: AdapterState.ValueType  # 2
 """Proven; answers."""
 ADAPTER_STATE_REJECTED: AdapterState.ValueType  # 3
-"""A proof spoke against it; does not answer."""
+"""Its engine refused it, or a proof spoke against it; does not answer."""
 Global___AdapterState: _TypeAlias = AdapterState  # noqa: Y015
 
 @_typing.final

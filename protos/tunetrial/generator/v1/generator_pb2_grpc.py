@@ -162,7 +162,7 @@ class GeneratorServiceServicer:
         log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
         ENGINE_RESTART_NEEDED (says what to do), ENGINE_ROLLOUT_FAILED (the engine runs as before), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine,
         ADAPTER_REACHES_BASE (beside it, the engine answers for the base with an adapter: the base does not answer any more either);
-        ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+        UNAVAILABLE ADAPTER_NOT_SHARED, KUBERNETES_UNAVAILABLE; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
         Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
         engine, proven anew each time.
         """
@@ -171,7 +171,8 @@ class GeneratorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UnloadAdapter(self, request, context):
-        """Takes an adapter out; its running requests finish first. NOT_FOUND MODEL_NOT_FOUND; FAILED_PRECONDITION ADAPTER_HAS_ALIAS.
+        """Takes an adapter out; its running requests finish first. NOT_FOUND MODEL_NOT_FOUND; FAILED_PRECONDITION ADAPTER_HAS_ALIAS,
+        ENGINE_ROLLOUT_FAILED (it is off the list, and pods are not ready); UNAVAILABLE KUBERNETES_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

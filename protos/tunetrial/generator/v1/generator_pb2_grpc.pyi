@@ -61,12 +61,14 @@ class GeneratorServiceStub:
     log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
     ENGINE_RESTART_NEEDED (says what to do), ENGINE_ROLLOUT_FAILED (the engine runs as before), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine,
     ADAPTER_REACHES_BASE (beside it, the engine answers for the base with an adapter: the base does not answer any more either);
-    ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+    UNAVAILABLE ADAPTER_NOT_SHARED, KUBERNETES_UNAVAILABLE; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
     Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
     engine, proven anew each time.
     """
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_generator_pb2.UnloadAdapterRequest, _generator_pb2.UnloadAdapterResponse]
-    """Takes an adapter out; its running requests finish first. NOT_FOUND MODEL_NOT_FOUND; FAILED_PRECONDITION ADAPTER_HAS_ALIAS."""
+    """Takes an adapter out; its running requests finish first. NOT_FOUND MODEL_NOT_FOUND; FAILED_PRECONDITION ADAPTER_HAS_ALIAS,
+    ENGINE_ROLLOUT_FAILED (it is off the list, and pods are not ready); UNAVAILABLE KUBERNETES_UNAVAILABLE.
+    """
     VerifyAdapter: _grpc.UnaryUnaryMultiCallable[_generator_pb2.VerifyAdapterRequest, _generator_pb2.VerifyAdapterResponse]
     """Repeats the proof that an adapter is applied. NOT_FOUND MODEL_NOT_FOUND."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_generator_pb2.SetAliasRequest, _generator_pb2.SetAliasResponse]
@@ -111,12 +113,14 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
     log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
     ENGINE_RESTART_NEEDED (says what to do), ENGINE_ROLLOUT_FAILED (the engine runs as before), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine,
     ADAPTER_REACHES_BASE (beside it, the engine answers for the base with an adapter: the base does not answer any more either);
-    ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+    UNAVAILABLE ADAPTER_NOT_SHARED, KUBERNETES_UNAVAILABLE; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
     Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
     engine, proven anew each time.
     """
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_generator_pb2.UnloadAdapterRequest, _generator_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
-    """Takes an adapter out; its running requests finish first. NOT_FOUND MODEL_NOT_FOUND; FAILED_PRECONDITION ADAPTER_HAS_ALIAS."""
+    """Takes an adapter out; its running requests finish first. NOT_FOUND MODEL_NOT_FOUND; FAILED_PRECONDITION ADAPTER_HAS_ALIAS,
+    ENGINE_ROLLOUT_FAILED (it is off the list, and pods are not ready); UNAVAILABLE KUBERNETES_UNAVAILABLE.
+    """
     VerifyAdapter: _aio.UnaryUnaryMultiCallable[_generator_pb2.VerifyAdapterRequest, _generator_pb2.VerifyAdapterResponse]  # type: ignore[assignment]
     """Repeats the proof that an adapter is applied. NOT_FOUND MODEL_NOT_FOUND."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_generator_pb2.SetAliasRequest, _generator_pb2.SetAliasResponse]  # type: ignore[assignment]
@@ -200,7 +204,7 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
         log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
         ENGINE_RESTART_NEEDED (says what to do), ENGINE_ROLLOUT_FAILED (the engine runs as before), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine,
         ADAPTER_REACHES_BASE (beside it, the engine answers for the base with an adapter: the base does not answer any more either);
-        ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+        UNAVAILABLE ADAPTER_NOT_SHARED, KUBERNETES_UNAVAILABLE; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
         Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
         engine, proven anew each time.
         """
@@ -211,7 +215,9 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generator_pb2.UnloadAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generator_pb2.UnloadAdapterResponse, _abc.Awaitable[_generator_pb2.UnloadAdapterResponse]]:
-        """Takes an adapter out; its running requests finish first. NOT_FOUND MODEL_NOT_FOUND; FAILED_PRECONDITION ADAPTER_HAS_ALIAS."""
+        """Takes an adapter out; its running requests finish first. NOT_FOUND MODEL_NOT_FOUND; FAILED_PRECONDITION ADAPTER_HAS_ALIAS,
+        ENGINE_ROLLOUT_FAILED (it is off the list, and pods are not ready); UNAVAILABLE KUBERNETES_UNAVAILABLE.
+        """
 
     @_abc_1.abstractmethod
     def VerifyAdapter(
