@@ -17,7 +17,7 @@ demo: setup                    ## run the quickstart trial, offline, and say whe
 	$(BIN)/tunetrial demo
 
 test: setup                    ## all tests that need nothing but this machine
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-real: setup               ## tests on real Elasticsearch and vLLM servers, and of Go callers; needs Maven, a JDK of Java 17 or later, and Go
 	$(BIN)/pytest -v -n 2 --dist loadfile --real tests/real tests/contract/retriever/test_retriever_conformance.py
