@@ -14,8 +14,9 @@ from services.generator.domain import Replica, Speaker
 
 Client = TypeVar("Client")
 
-LOOK_S = 2.0
-"""An engine that says nothing of itself for so long is too busy to, or hangs. Two such requests must end before a probe of health does."""
+_LOOK_S, _FIRST_LOOK_S = 2.0, 10.0
+"""An engine that says nothing of itself for so long is too busy to, or hangs. A look is two requests, and must end before a probe of health
+does; of one that was never seen nothing is known that could be kept."""
 _GRACE_S = 30.0
 """A replica that was seen so long ago is still taken for there while it is only slow."""
 _SHUNNED_S = 5.0
@@ -46,6 +47,11 @@ class Remote(Generic[Client]):
     def identity(self) -> str:
         """What it called itself when it was last seen; empty while it is away."""
         return "" if self._replica is None else self._replica.identity
+
+    @property
+    def look_s(self) -> float:
+        """How long one request of a look may take."""
+        return _FIRST_LOOK_S if self._replica is None else _LOOK_S
 
     @property
     def shunned(self) -> bool:

@@ -26,8 +26,9 @@ from huggingface_hub.errors import (
 
 from services.common.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, TunetrialError
 from services.generator.engine_settings import TgiSettings
-from services.generator.replicas import LOOK_S, Broken, NotReached, Slow, away
+from services.generator.replicas import Broken, NotReached, Slow, away
 
+_TOKENS_S = 10.0
 _DENIED = (401, 403)
 _BUSY, _INVALID, _TOO_LARGE, _FAILED = 429, 422, 413, 424
 _EVENTS: Mapping[type[TextGenerationError], int] = {
@@ -63,12 +64,15 @@ class TgiClient:
         self.lost = 0
         """Times that the process was away."""
 
-    async def info(self) -> dict[str, Any]:
-        """What TGI says of itself. Raises Unavailable unless it is healthy, FailedPrecondition ENGINE_LACKS_MODEL when it is no TGI."""
+    async def info(self, timeout_s: float) -> dict[str, Any]:
+        """What TGI says of itself, by two requests of so many seconds at most.
+
+        Raises Unavailable unless it is healthy, FailedPrecondition ENGINE_LACKS_MODEL when it is no TGI.
+        """
         with self._explained():
             async with self._http() as http:
-                await http.get(f"{self._url}/health", timeout=LOOK_S)
-                found = (await http.get(f"{self._url}/info", timeout=LOOK_S)).json()
+                await http.get(f"{self._url}/health", timeout=timeout_s)
+                found = (await http.get(f"{self._url}/info", timeout=timeout_s)).json()
         if not isinstance(found, dict) or not found.get("model_id") or not isinstance(found.get("max_total_tokens"), int):
             raise FailedPrecondition("ENGINE_LACKS_MODEL", "{url} is no TGI: mend TUNETRIAL_ENGINES", url=self._url)
         return found
@@ -77,7 +81,7 @@ class TgiClient:
         """The tokens that TGI makes of a text, special ones added."""
         with self._explained():
             async with self._http() as http:
-                found = (await http.post(f"{self._url}/tokenize", json={"inputs": text}, timeout=LOOK_S)).json()
+                found = (await http.post(f"{self._url}/tokenize", json={"inputs": text}, timeout=_TOKENS_S)).json()
         return tuple(int(token["id"]) for token in found)
 
     async def whole(self, text: str, parameters: Mapping[str, Any]) -> tuple[TextGenerationOutput, int]:

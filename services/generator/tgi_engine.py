@@ -101,7 +101,7 @@ class TgiEngine:
             raise
 
     async def _seen(self, remote: Remote[TgiClient]) -> Replica:
-        info = await remote.client.info()
+        info = await remote.client.info(remote.look_s)
         identity = f"{remote.url} {remote.client.lost}"
         if identity != remote.identity:
             await self._check_tokenizer(remote)

@@ -29,7 +29,7 @@ from services.generator.domain import Base, Canary, ConstraintKind, Encoded, Gen
 from services.generator.engine_settings import VllmSettings
 from services.generator.model_files import base_sha256
 from services.generator.openai_errors import explained, said
-from services.generator.replicas import LOOK_S, Remote, Remotes, away
+from services.generator.replicas import Remote, Remotes, away
 from services.generator.text_thread import TextThread
 from services.generator.vllm_answer import Answer
 
@@ -106,8 +106,8 @@ class VllmEngine:
 
     async def _look(self, remote: Remote[openai.AsyncOpenAI]) -> Replica:
         with explained(self._name):
-            models = (await remote.client.models.list(timeout=LOOK_S)).data
-            metrics = await remote.client.get(f"{remote.url}/metrics", cast_to=httpx2.Response, options={"timeout": LOOK_S})
+            models = (await remote.client.models.list(timeout=remote.look_s)).data
+            metrics = await remote.client.get(f"{remote.url}/metrics", cast_to=httpx2.Response, options={"timeout": remote.look_s})
         own: dict[str, Any] = {model.id: model.model_extra or {} for model in models}
         if self._served not in own or own[self._served].get("parent"):
             message = "{url} serves {served}, and not model {name}: mend TUNETRIAL_ENGINES or start vLLM with --served-model-name"

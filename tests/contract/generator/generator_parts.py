@@ -80,8 +80,8 @@ def make_adapter(base: Path, folder: Path, seed: int, *, scale: float = 0.5, mod
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Waits for what nobody signals; fails after 20 s."""
-    async with asyncio.timeout(20):
+    """Waits for what nobody signals; fails after 60 s."""
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  the engine has no event for a test to wait on
             await asyncio.sleep(0.002)
 
