@@ -112,9 +112,12 @@ class TgiServer:
         """Ends at once, as a killed process does."""
         if self._server is None or self._task is None:
             return
-        for connection in list(self._server.server_state.connections):
-            connection.transport.abort()  # type: ignore[union-attr]
+        connections = self._server.server_state.connections
         self._server.should_exit = self._server.force_exit = True
+        while not self._task.done() or connections:  # some come while it ends
+            for connection in list(connections):
+                connection.transport.abort()  # type: ignore[union-attr]
+            await asyncio.sleep(0.005)
         await self._task
         self._server = None
 
