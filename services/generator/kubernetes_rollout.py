@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -289,4 +290,6 @@ def _is_ready(pod: Any) -> bool:
 
 
 def _said(error: client.ApiException) -> str:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(error.body)["message"])[:500]
     return " ".join(str(error.body or error.reason).split())[:500]
