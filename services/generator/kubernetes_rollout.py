@@ -291,5 +291,5 @@ def _is_ready(pod: Any) -> bool:
 
 def _said(error: client.ApiException) -> str:
     with contextlib.suppress(ValueError, TypeError, KeyError):
-        return str(json.loads(error.body)["message"])[:500]
+        return str(json.loads(error.body or "")["message"])[:500]
     return " ".join(str(error.body or error.reason).split())[:500]
