@@ -265,7 +265,7 @@ class EngineRollout(Protocol):
         can be started from here, ENGINE_ROLLOUT_FAILED where it did not start, and runs as before; Unavailable.
         """
 
-    async def remove(self, base: str, adapter: str) -> None:
+    async def remove(self, adapter: str) -> None:
         """Takes back what `add` did. Errors: those of `add`."""
 
     async def close(self) -> None:

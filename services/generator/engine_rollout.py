@@ -20,7 +20,7 @@ class ManualRollout:
         )
         raise FailedPrecondition("ENGINE_RESTART_NEEDED", message, base=base, adapter=adapter, start_list=start_list)
 
-    async def remove(self, base: str, adapter: str) -> None:
+    async def remove(self, adapter: str) -> None:
         """Nothing: it brought none."""
 
     async def close(self) -> None:

@@ -19,17 +19,18 @@ _log = structlog.get_logger()
 _AGAIN_S = 60.0
 """A replica on which the proof failed is tried again after so long: what was wrong with it may have been mended."""
 
+_UNTOLD = (Unavailable, ResourceExhausted)
+"""An engine that is away or busy says nothing about an adapter."""
+
 
 class HeldAdapter:
     """Answers only from replicas on which it is proven."""
 
-    def __init__(
-        self, name: str, engine: Engine, uri: str, files: verification.AdapterFiles, tolerance: float, mixing: set[str] | None = None
-    ) -> None:
+    def __init__(self, name: str, engine: Engine, uri: str, files: verification.AdapterFiles, tolerance: float, mixing: set[str]) -> None:
         """`mixing` gets the identities of replicas on which a proof shows that the base's answers are not its own."""
         self.name, self.engine, self.uri, self.files = name, engine, uri, files
         self.leaving = False
-        self._tolerance, self._mixing = tolerance, set() if mixing is None else mixing
+        self._tolerance, self._mixing = tolerance, mixing
         self._evidence: dict[str, verification.Evidence] = {}
         """By the identities of the replicas on which it is proven."""
         self._epochs: dict[str, int] = {}
@@ -50,8 +51,7 @@ class HeldAdapter:
         """Where it stands."""
         if self._evidence:
             return State.VERIFIED
-        # An engine that was away or busy says nothing about an adapter.
-        return State.LOADED if isinstance(self._rejection, Unavailable | ResourceExhausted | None) else State.REJECTED
+        return State.LOADED if self._rejection is None or isinstance(self._rejection, _UNTOLD) else State.REJECTED
 
     @property
     def model(self) -> Model:
@@ -161,7 +161,7 @@ class HeldAdapter:
                 self._mixing.add(identity)
             self._forget(identity)
             self._rejection = error
-            if not isinstance(error, Unavailable | ResourceExhausted):
+            if not isinstance(error, _UNTOLD):
                 self._refused[identity] = time.monotonic()
             return error
         self._evidence[identity], self._rejection, self._against = evidence, None, None

@@ -70,7 +70,7 @@ class KubernetesRollout:
                 raise self._failed(f"{error.message}; and the way back failed: {worse}") from error
             raise
 
-    async def remove(self, base: str, adapter: str) -> None:
+    async def remove(self, adapter: str) -> None:
         """Returns when all pods run without the adapter, which stays off the list in any case. Errors: those of `add`."""
         if await self._unset(adapter, None):
             await self._settled(back=True)
@@ -137,7 +137,7 @@ class KubernetesRollout:
             try:
                 workload = await self._read()
                 # Pods that end may still answer.
-                if _is_settled(workload) and not any(pod.metadata.deletion_timestamp for pod in await self._pods()):
+                if _is_settled(workload) and not any(pod.metadata.deletion_timestamp for pod in await self._pods(workload)):
                     return
                 late = not back and _is_late(workload)
             except Unavailable:  # says nothing about pods
@@ -165,8 +165,8 @@ class KubernetesRollout:
     async def _troubles(self) -> str:
         """What the pods say of themselves."""
         found = []
-        with contextlib.suppress(TunetrialError):
-            for pod in await self._pods():
+        try:
+            for pod in await self._pods(await self._read()):
                 states = [status.state for status in pod.status.container_statuses or () if status.state is not None]
                 said = [one for state in states if (one := state.waiting or state.terminated) is not None]
                 said += [
@@ -175,6 +175,8 @@ class KubernetesRollout:
                     if (condition.type, condition.status) == ("PodScheduled", "False")
                 ]
                 found += [f"{pod.metadata.name}: {one.reason} {one.message or ''}".strip() for one in said]
+        except TunetrialError as error:
+            return f"they cannot be asked why ({error.message})"
         return "; ".join(found) or "they do not say why"
 
     async def _stuck(self) -> list[str]:
@@ -182,23 +184,21 @@ class KubernetesRollout:
         if self._settings.kind != "StatefulSet":
             return []
         try:
-            pods = await self._pods()
+            pods = await self._pods(await self._read())
         except TunetrialError as error:
             _log.warning("pods that are not ready cannot be told", workload=self._what, error=error.message)
             return []
         return [pod.metadata.name for pod in pods if not _is_ready(pod)]
 
-    async def _pods(self) -> list[Any]:
-        workload = await self._read()
+    async def _pods(self, workload: Any) -> list[Any]:
         labels = ",".join(f"{name}={value}" for name, value in (workload.spec.selector.match_labels or {}).items())
         if not labels:
             raise self._failed("its selector has no labels")
         with self._explained():
             found = await (await self._core()).list_namespaced_pod(self._namespace, label_selector=labels, _request_timeout=_CALL_S)
-        own = workload.metadata.uid
         if self._settings.kind == "Deployment":  # whose pods belong to its replica sets
             return list(found.items)
-        return [pod for pod in found.items if any(owner.uid == own for owner in pod.metadata.owner_references or ())]
+        return [pod for pod in found.items if any(owner.uid == workload.metadata.uid for owner in pod.metadata.owner_references or ())]
 
     async def _core(self) -> client.CoreV1Api:
         return client.CoreV1Api(await self._connected())

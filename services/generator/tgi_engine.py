@@ -221,7 +221,7 @@ class TgiEngine:
         if adapter in self._brought:
             self._brought.remove(adapter)
             self._listed.remove(adapter)
-            await self._rollout.remove(self._name, adapter)
+            await self._rollout.remove(adapter)
 
     async def score(self, rows: Sequence[tuple[str | None, Canary]], replica: str) -> tuple[tuple[float, ...], ...]:
         """Log-probabilities of the completions' tokens; the rows are sent together, and TGI puts them into one batch where it can."""

@@ -164,8 +164,8 @@ def test_a_study_survives_the_kill_of_its_retriever_ctrl_c_and_its_own_kill(
     study = again()
     said = following(study, {"search hybrid + rerank: begins": kill_retriever})
     assert study.wait(timeout=60) == 0, said
-    # Killed before it was asked, it is started again without a word.
-    assert "again in 1 s; the retriever " in said or pid() != killed[-1]
+    # Killed before it was asked it is started anew without a word, else with one.
+    assert pid() != killed[-1]
     # What was done before the kill was not done again.
     assert "search lexical" not in said
     code, out, err = finish("retrieval", str(folder), "--json", cwd=tmp_path, reranker=reranker)

@@ -43,17 +43,8 @@ class VllmServer:
         self._command = (
             *(str(python_of("vllm")), "-m", "vllm.entrypoints.openai.api_server", "--model", str(base), "--served-model-name", name),
             *("--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"),
-            *(
-                "--enable-lora",
-                "--max-loras",
-                str(slots),
-                "--max-lora-rank",
-                str(rank),
-                "--max-num-seqs",
-                str(seqs),
-                "--max-logprobs",
-                "21",
-            ),
+            *("--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(rank)),
+            *("--max-num-seqs", str(seqs), "--max-logprobs", "21"),
         )
 
     @property

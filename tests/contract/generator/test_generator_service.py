@@ -276,8 +276,12 @@ async def test_a_batch_reads_no_further_than_its_answers_are_taken(running: Runn
 
     call = running.stub.BatchGenerate(requests())
     await call.read()
-    await asyncio.sleep(1.0)
-    assert sent < 200
+    before = -1
+    while before != sent:
+        before = sent
+        await asyncio.sleep(1.0)
+    # What the transport holds back in both directions is some 200 of them, and more where it finds the connection to be fast.
+    assert sent < 1000
     call.cancel()
 
 

@@ -225,7 +225,7 @@ async def test_a_rollout_brings_an_adapter_and_it_is_listed_then(server: TgiServ
             assert path == str(adapters[adapter])
             await server.restart(replace(server.start, adapters={name: name for name in (*listed, adapter)}))
 
-        async def remove(self, base: str, adapter: str) -> None:
+        async def remove(self, adapter: str) -> None:
             await server.restart(replace(server.start, adapters=LISTED))
 
         async def close(self) -> None: ...
@@ -326,7 +326,8 @@ async def test_an_error_in_a_stream_is_a_status_and_what_came_before_stays(tgi: 
 
     error = await refused(run(), Unavailable)
     assert (error.reason, "Request failed during generation" in error.message) == ("ENGINE_UNAVAILABLE", True)
-    assert len(pieces) > 1
+    assert isinstance(pieces[0], Speaker)
+    assert pieces[1:]
     assert all(isinstance(piece, str) for piece in pieces[1:])
     for kind in ("generation", "incomplete_generation"):
         for stream in (False, True):

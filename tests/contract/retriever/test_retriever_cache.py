@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,10 @@ class Given:
 
     passages: list[list[str]] = field(default_factory=list)
     queries: list[list[str]] = field(default_factory=list)
+    waiting: Collection[Any] = ()
+    """Queries that the model is to be given next."""
+    gate: threading.Event = field(default_factory=threading.Event)
+    """Closed, it holds the model back once it was given queries."""
 
     def texts(self) -> list[str]:
         return sorted(text for batch in self.passages for text in batch)
@@ -117,19 +122,22 @@ class Given:
 async def with_cache(store: Indexes, encoder: Path, folder: Path) -> AsyncIterator[tuple[Client, Given]]:
     """A service over this cache whose parts are all new, and what its model is given."""
     encoders = SentenceEncoders(default=str(encoder), device="cpu", threads=1, batch_size=16, max_loaded=1, max_queue=100, uri_roots="")
-    model: Any = (await encoders.get(str(encoder)))._model
-    given = Given()
+    loaded: Any = await encoders.get(str(encoder))
+    model, given = loaded._model, Given(waiting=loaded._queries)
+    given.gate.set()
     model.encode_document = counted(model.encode_document, given.passages)
-    model.encode_query = counted(model.encode_query, given.queries)
+    model.encode_query = counted(model.encode_query, given.queries, given.gate)
     cache = EmbeddingCache(folder, 2**20)
     async with served(store, CachedEncoders(encoders, cache)) as stub:
         yield Client(stub), given
     await cache.close()
 
 
-def counted(encode: Callable[..., Any], batches: list[list[str]]) -> Callable[..., Any]:
+def counted(encode: Callable[..., Any], batches: list[list[str]], gate: threading.Event | None = None) -> Callable[..., Any]:
     def call(texts: list[str], **options: Any) -> Any:
         batches.append(texts)
+        if gate is not None:
+            gate.wait(60)
         return encode(texts, **options)
 
     return call
@@ -177,9 +185,15 @@ async def test_queries_of_concurrent_callers_reach_the_model_together(store: Ind
     async with with_cache(store, encoder, tmp_path / "cache") as (client, given):
         await client.made(corpus("first"), encoder=str(encoder))
         asked = [f"query {n}" for n in range(40)]
-        await asyncio.gather(*(client.search(query, pb.SEARCH_MODE_DENSE) for query in asked))
+        given.gate.clear()
+        searches = asyncio.gather(*(client.search(query, pb.SEARCH_MODE_DENSE) for query in asked))
+        while sum(map(len, given.queries)) + len(given.waiting) < len(asked):  # noqa: ASYNC110  the encoder has no event for it
+            await asyncio.sleep(0.01)
+        given.gate.set()
+        await searches
     assert sorted(text for batch in given.queries for text in batch) == sorted(asked)
-    assert len(given.queries) < len(asked)
+    # What came while the model was at work on its first batch goes in batches of 16.
+    assert len(given.queries) <= 4
 
 
 async def test_a_reranker_that_cannot_be_loaded_ends_the_process_with_its_name(tmp_path: Path) -> None:

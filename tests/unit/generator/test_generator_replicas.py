@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from generator_pretender import Pretender, catalog_of
 
-from services.common.errors import FailedPrecondition, Unavailable
+from services.common.errors import FailedPrecondition, TunetrialError, Unavailable
 from services.generator.catalog import Catalog
 from services.generator.domain import Decoding, Replica, State
 from services.generator.generator import Call, Generator, Manner, Text
@@ -56,6 +56,20 @@ async def looks(engine: Pretender, count: int = 3) -> None:
             await asyncio.sleep(WATCH_S / 2)
 
 
+async def at_work(engine: Pretender) -> None:
+    """Returns when a request has come to the engine."""
+    async with asyncio.timeout(10):
+        while not engine.work:  # noqa: ASYNC110  the engine has no event for it
+            await asyncio.sleep(0)
+
+
+async def reason(catalog: Catalog, kind: type[TunetrialError], name: str = "mine") -> str:
+    """Why the model does not answer."""
+    with pytest.raises(kind) as refused:
+        await ask(catalog, name)
+    return refused.value.reason
+
+
 def state(catalog: Catalog) -> State | None:
     return next(model.state for model in catalog.models() if model.name == "mine")
 
@@ -96,9 +110,7 @@ async def test_an_engine_that_was_away_says_nothing_about_an_adapter(
     engine.running = (Replica("three", frozenset()),)
     await looks(engine)
     assert state(catalog) is State.LOADED
-    with pytest.raises(Unavailable) as unproven:
-        await ask(catalog)
-    assert unproven.value.reason == "ADAPTER_NOT_READY"
+    assert await reason(catalog, Unavailable) == "ADAPTER_NOT_READY"
 
 
 async def test_an_adapter_is_proven_on_every_replica_and_may_be_asked_of_each(catalog: Catalog, engine: Pretender) -> None:
@@ -156,9 +168,7 @@ async def test_an_engine_that_was_away_answers_after_a_new_proof(catalog: Catalo
 async def test_what_came_from_an_engine_that_became_another_is_thrown_away(catalog: Catalog, engine: Pretender, stream: bool) -> None:
     engine.hold = asyncio.Event()
     asked = asyncio.create_task(ask(catalog, stream=stream))
-    async with asyncio.timeout(10):
-        while not engine.work:  # noqa: ASYNC110  the engine has no event for it
-            await asyncio.sleep(0)
+    await at_work(engine)
     engine.restarts += 1
     engine.base_only = {"one", "two"}
     engine.hold.set()
@@ -215,9 +225,7 @@ async def test_an_adapter_goes_on_answering_while_it_is_being_proven_again(
 async def test_a_replica_that_goes_away_in_mid_request_takes_its_answer_along(catalog: Catalog, engine: Pretender) -> None:
     engine.hold = asyncio.Event()
     asked = asyncio.create_task(ask(catalog))
-    async with asyncio.timeout(10):
-        while not engine.work:  # noqa: ASYNC110  the engine has no event for it
-            await asyncio.sleep(0)
+    await at_work(engine)
     engine.running = (Replica("two", frozenset({"mine"})),)
     engine.hold.set()
     with pytest.raises(Unavailable) as lost:
@@ -234,9 +242,7 @@ async def test_what_one_replica_says_is_its_own_when_another_one_goes(catalog: C
         await looks(engine)
         engine.hold, engine.speaker, engine.work = asyncio.Event(), speaker, []
         asked = asyncio.create_task(ask(catalog, stream=stream))
-        async with asyncio.timeout(10):
-            while not engine.work:  # noqa: ASYNC110  the engine has no event for it
-                await asyncio.sleep(0)
+        await at_work(engine)
         engine.running = (Replica("two", frozenset({"mine"})),)
         await looks(engine)
         engine.hold.set()
@@ -253,9 +259,7 @@ async def test_the_base_of_an_engine_that_mixes_its_models_does_not_answer_until
     assert await ask(catalog, name="base")
     engine.mixing = {"two"}
     assert (await catalog.verify("mine")).state is State.VERIFIED  # by the other one
-    with pytest.raises(FailedPrecondition) as mixed:
-        await ask(catalog, name="base")
-    assert mixed.value.reason == "ENGINE_MIXES_MODELS"
+    assert await reason(catalog, FailedPrecondition, "base") == "ENGINE_MIXES_MODELS"
     await ask(catalog)
     assert engine.work[-1].among == {"one"}
     # Out of sight for a moment, it is the same process.
@@ -265,8 +269,7 @@ async def test_the_base_of_an_engine_that_mixes_its_models_does_not_answer_until
         if answers:
             assert await ask(catalog, name="base")
         else:
-            with pytest.raises(FailedPrecondition):
-                await ask(catalog, name="base")
+            assert await reason(catalog, FailedPrecondition, "base") == "ENGINE_MIXES_MODELS"
 
 
 async def test_a_replica_that_lost_the_adapter_gets_it_again(catalog: Catalog, engine: Pretender) -> None:
