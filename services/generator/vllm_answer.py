@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from openai.types import Completion
-
 from services.common.errors import Internal
 from services.generator.domain import Finish, Generation, Token, TopToken, Work
 from services.generator.openai_errors import unsupported
@@ -26,26 +24,32 @@ class Answer:
         self._finish: Finish | None = None
         self._prompt_tokens = self._completion_tokens = 0
 
-    def take(self, part: Completion, model: str) -> str:
-        """The text of a part. Raises Internal MODEL_DIFFERS when it is not of `model`."""
-        if part.model != model:
-            raise Internal("MODEL_DIFFERS", "vLLM was asked for {model} and answered as {other}", model=model, other=part.model)
-        if part.usage is not None:
-            self._prompt_tokens, self._completion_tokens = part.usage.prompt_tokens, part.usage.completion_tokens
-        if not part.choices:
+    def take(self, part: Any, model: str) -> str:
+        """The text of a part, which is a completion of OpenAI's protocol as JSON.
+
+        Raises Internal MODEL_DIFFERS when it is not of `model`, Unavailable ENGINE_UNAVAILABLE when it is something else.
+        """
+        if not isinstance(part, dict) or not part.keys() >= {"model", "choices"}:
+            raise away(self._name, "it sent what is no completion")
+        if part["model"] != model:
+            raise Internal("MODEL_DIFFERS", "vLLM was asked for {model} and answered as {other}", model=model, other=part["model"])
+        if usage := part.get("usage"):
+            self._prompt_tokens, self._completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+        if not part["choices"]:
             return ""
-        choice = part.choices[0]
-        self.begun = self.begun or bool(choice.text)
-        self._texts.append(choice.text)
-        if self._wanted is not None and choice.logprobs is not None:
-            self._add_tokens(choice.logprobs)
-        reason: str | None = choice.finish_reason
+        choice = part["choices"][0]
+        text: str = choice["text"]
+        self.begun = self.begun or bool(text)
+        self._texts.append(text)
+        if self._wanted is not None and (found := choice.get("logprobs")):
+            self._add_tokens(found)
+        reason: str | None = choice["finish_reason"]
         if reason is not None and reason not in ("stop", "length"):  # "abort", when vLLM is told to end
             raise away(self._name, f"it ended its answer with {reason}")
         if reason is not None:
-            stopped_by = (choice.model_extra or {}).get("stop_reason")
+            stopped_by = choice.get("stop_reason")
             self._finish = Finish.LENGTH if reason == "length" else Finish.STOP if isinstance(stopped_by, str) else Finish.END
-        return choice.text
+        return text
 
     def check_ended(self) -> None:
         """Raises Unavailable ENGINE_UNAVAILABLE when the answer breaks off, FailedPrecondition DECODING_UNSUPPORTED when a part lacks."""
@@ -69,8 +73,8 @@ class Answer:
             seed,
         )
 
-    def _add_tokens(self, found: Any) -> None:
-        for name, value, rivals in zip(found.tokens, found.token_logprobs, found.top_logprobs or (), strict=True):
+    def _add_tokens(self, found: Mapping[str, Any]) -> None:
+        for name, value, rivals in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"] or (), strict=True):
             token = _id(name)
             self._tokens.append(Token(token, self._spell(token), value, self._top(rivals or {})))
 

@@ -20,7 +20,6 @@ from typing import Any
 import httpx2
 import openai
 import structlog
-from openai.types import Completion
 
 from services.common.errors import FailedPrecondition, TunetrialError
 from services.generator.adapter_config import check_plain_lora
@@ -37,6 +36,9 @@ _log = structlog.get_logger()
 
 _STARTED = re.compile(rb"^process_start_time_seconds (\S+)", re.MULTILINE)
 _CONSTRAINTS = {ConstraintKind.JSON_SCHEMA: "json", ConstraintKind.REGEX: "regex", ConstraintKind.CHOICE: "choice"}
+_COMPLETIONS = "/completions"
+"""Asked by `post`: the client's `completions.create` looks at each token of the prompt, and makes a typed object of each piece, which
+together took half of the processor time of an answer (benchmarks/RESULTS.md)."""
 _LOAD_S = 300.0
 _LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
 """vLLM closes connections that lay idle for 5 s; one that closes while a request is on its way would lose it."""
@@ -149,11 +151,10 @@ class VllmEngine:
     ) -> AsyncGenerator[str, None]:
         with explained(self._name):
             if not stream:
-                answer.take(await remote.client.completions.create(**request), request["model"])
+                answer.take(await _complete(remote, request), request["model"])
             else:
-                chunks: openai.AsyncStream[Completion] = await remote.client.completions.create(
-                    **request, stream=True, stream_options={"include_usage": True}
-                )
+                body = request | {"stream": True, "stream_options": {"include_usage": True}}
+                chunks = await remote.client.post(_COMPLETIONS, body=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[Any])
                 async with chunks:
                     async for chunk in chunks:
                         if piece := answer.take(chunk, request["model"]):
@@ -162,27 +163,31 @@ class VllmEngine:
 
     def _request(self, work: Work, seed: int | None) -> dict[str, Any]:
         decoding = work.decoding
-        # All of sampling is said: vLLM takes what is not from the base's generation_config.json.
-        extra: dict[str, Any] = {"return_tokens_as_token_ids": True, "min_p": 0.0, "repetition_penalty": 1.0, "top_k": decoding.top_k or 0}
-        if work.adapter in self._salts:
-            extra["cache_salt"] = self._salts[work.adapter]
-        if decoding.constraint is not None:
-            values = decoding.constraint.values
-            several = decoding.constraint.kind is ConstraintKind.CHOICE
-            extra["structured_outputs"] = {_CONSTRAINTS[decoding.constraint.kind]: list(values) if several else values[0]}
-        return {
-            "model": work.adapter or self._served,
-            "prompt": list(work.encoded.tokens),
+        request = self._of(work.adapter) | {
+            "prompt": work.encoded.tokens,
             "max_tokens": work.max_tokens,
+            # All of sampling is said: vLLM takes what is not from the base's generation_config.json.
             "temperature": decoding.temperature or 0.0,
             "top_p": decoding.top_p if decoding.top_p is not None else 1.0,
+            "top_k": decoding.top_k or 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "seed": seed,
-            "stop": list(decoding.stop) or None,
+            "stop": decoding.stop or None,
             "logprobs": decoding.top_log_probabilities,
-            "extra_body": extra,
         }
+        if decoding.constraint is not None:
+            values = decoding.constraint.values
+            several = decoding.constraint.kind is ConstraintKind.CHOICE
+            request["structured_outputs"] = {_CONSTRAINTS[decoding.constraint.kind]: values if several else values[0]}
+        return request
+
+    def _of(self, adapter: str | None) -> dict[str, Any]:
+        """What every request to a model has."""
+        salt = {"cache_salt": self._salts[adapter]} if adapter in self._salts else {}
+        return {"model": adapter or self._served, "return_tokens_as_token_ids": True, **salt}
 
     async def load_adapter(self, adapter: str, folder: Path, among: frozenset[str] = frozenset()) -> None:
         """Puts an adapter into every replica or into none; with `among` into those of these identities."""
@@ -248,26 +253,18 @@ class VllmEngine:
     async def _score(
         self, remote: Remote[openai.AsyncOpenAI], adapter: str | None, prompt: tuple[int, ...], completion: tuple[int, ...]
     ) -> tuple[float, ...]:
-        model = adapter or self._served
-        extra: dict[str, Any] = {"return_tokens_as_token_ids": True}
-        if adapter in self._salts:
-            extra["cache_salt"] = self._salts[adapter]
+        model = self._of(adapter) | {"max_tokens": 1, "temperature": 0.0, "logprobs": 0}
 
         async def one(place: int) -> float:
+            token = completion[place]
             with explained(self._name):
-                scored = await remote.client.completions.create(
-                    model=model,
-                    prompt=[*prompt, *completion[:place]],
-                    max_tokens=1,
-                    temperature=0.0,
-                    logprobs=0,
-                    extra_body=extra | {"allowed_token_ids": [completion[place]]},
-                )
-            found = scored.choices[0].logprobs
-            if scored.model != model or found is None or found.tokens != [f"token_id:{completion[place]}"] or not found.token_logprobs:
+                scored = await _complete(remote, model | {"prompt": (*prompt, *completion[:place]), "allowed_token_ids": [token]})
+            found = scored["choices"][0].get("logprobs") or {}
+            if scored["model"] != model["model"] or found.get("tokens") != [f"token_id:{token}"] or not found.get("token_logprobs"):
                 message = "vLLM at {url} gives no log-probability of a token that is asked for: adapters cannot be proven there"
                 raise FailedPrecondition("ENGINE_CANNOT_SCORE", message, url=remote.url)
-            return float(found.token_logprobs[0] if found.token_logprobs[0] is not None else math.nan)
+            value = found["token_logprobs"][0]
+            return math.nan if value is None else float(value)
 
         return tuple(await asyncio.gather(*(one(place) for place in range(len(completion)))))
 
@@ -276,3 +273,7 @@ class VllmEngine:
         self._text.close()
         for remote in self._remotes.all:
             await remote.client.close()
+
+
+async def _complete(remote: Remote[openai.AsyncOpenAI], request: dict[str, Any]) -> Any:
+    return await remote.client.post(_COMPLETIONS, body=request, cast_to=object)

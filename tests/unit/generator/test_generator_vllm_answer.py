@@ -5,21 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from openai.types import Completion, CompletionChoice, CompletionUsage
 
 from services.common.errors import FailedPrecondition, Internal, Unavailable
 from services.generator.domain import Decoding, Encoded, Finish, Work
 from services.generator.vllm_answer import Answer
 
-USAGE = CompletionUsage(prompt_tokens=2, completion_tokens=1, total_tokens=3)
+USAGE = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
 WORK = Work(Encoded("hello", (1, 2)), Decoding(), 8)
 
 
-def completion(text: str = "hi", finish: str | None = "stop", model: str = "base", **choice: Any) -> Completion:
+def completion(text: str = "hi", finish: str | None = "stop", model: str = "base", **choice: Any) -> dict[str, Any]:
     made = {"index": 0, "text": text, "finish_reason": finish, "logprobs": None, **choice}
-    return Completion.model_construct(
-        id="1", created=1, object="text_completion", model=model, choices=[CompletionChoice.model_construct(**made)], usage=USAGE
-    )
+    return {"id": "1", "created": 1, "object": "text_completion", "model": model, "choices": [made], "usage": USAGE}
 
 
 @pytest.mark.parametrize(
@@ -58,3 +55,9 @@ def test_log_probabilities_that_do_not_come_are_an_error() -> None:
     with pytest.raises(FailedPrecondition) as refused:
         answer.check_ended()
     assert (refused.value.reason, refused.value.metadata["field"]) == ("DECODING_UNSUPPORTED", "decoding.top_log_probabilities")
+
+
+@pytest.mark.parametrize("other", ["a page", ["a list"], {"detail": "of a gateway"}])
+def test_what_is_no_completion_is_an_engine_that_is_away(other: object) -> None:
+    with pytest.raises(Unavailable, match="no completion"):
+        Answer("base", str, wanted=None).take(other, "base")
