@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,26 @@ _EXTRAS = ("use_dora", "modules_to_save", "layer_replication", "target_parameter
 """Settings of PEFT's LoraConfig that add more than low-rank matrices."""
 
 
+def unreadable(folder: Path, why: str) -> InvalidArgument:
+    """InvalidArgument ADAPTER_UNREADABLE."""
+    return InvalidArgument("ADAPTER_UNREADABLE", "the adapter in {uri} cannot be read: {why}", uri=folder, why=why, field="uri")
+
+
+def misfit(folder: Path, reasons: Sequence[str]) -> FailedPrecondition:
+    """FailedPrecondition ADAPTER_BASE_MISMATCH."""
+    message = "the adapter in {uri} does not fit the base: {why}"
+    return FailedPrecondition("ADAPTER_BASE_MISMATCH", message, uri=folder, why="; ".join(reasons))
+
+
+def virtual_tokens(folder: Path) -> int:
+    """Tokens of the context that a soft prompt takes; 0 for other adapters, and where nothing can be read: whoever loads it says why."""
+    try:
+        config: Any = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return int(config["num_virtual_tokens"]) if config["peft_type"] == "PROMPT_TUNING" else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def check_plain_lora(folder: Path, engine: str, modules: Container[str] | None = None) -> None:
     """Raises InvalidArgument ADAPTER_UNREADABLE, and FailedPrecondition ADAPTER_REFUSED for what `engine` would ignore or refuse.
 
@@ -24,10 +44,7 @@ def check_plain_lora(folder: Path, engine: str, modules: Container[str] | None =
         config: Any = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind = config["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"adapter_config.json: {type(error).__name__}: {error}"
-        raise InvalidArgument(
-            "ADAPTER_UNREADABLE", "the adapter in {uri} cannot be read: {why}", uri=folder, why=why, field="uri"
-        ) from error
+        raise unreadable(folder, f"adapter_config.json: {type(error).__name__}: {error}") from error
     wrong = []
     if kind != "LORA":
         wrong.append(f"it is of kind {kind}, and the engine serves LORA")

@@ -57,6 +57,13 @@ class Route:
     adapter: str | None
     assured: Callable[[frozenset[str]], Awaitable[frozenset[str]]]
     """Replicas that may answer (none: any), given those that might have meanwhile; raises when what runs is not proven to be this model."""
+    virtual_tokens: int = 0
+    """Tokens of the context that a soft prompt takes."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest prompt and answer together; 0 when unknown."""
+        return self.engine.base.context_tokens - self.virtual_tokens
 
 
 class Catalog:
@@ -144,7 +151,7 @@ class Catalog:
             return
         adapter = self._adapter(target, how)
         with adapter.in_use():
-            yield Route(target, adapter.engine, self._home(adapter).admission, target, adapter.assured)
+            yield Route(target, adapter.engine, self._home(adapter).admission, target, adapter.assured, adapter.files.virtual_tokens)
 
     def models(self) -> list[Model]:
         """Bases first, then adapters, then aliases, each by name. Those of an engine that was never there are left out."""

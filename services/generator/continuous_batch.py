@@ -2,6 +2,8 @@
 
 Keys and values of all rows lie in one buffer per layer, right-aligned: every row's newest token is in the same column, and what lies
 left of a shorter row is masked. A step is one forward pass over all rows; newcomers are prefilled in a pass of their own and then join.
+Those with soft prompts are prefilled apart, because their pass begins with embeddings: what shares a batch with them begins with tokens,
+which for some models is not the same.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from services.generator import sampling
 from services.generator.domain import Finish, Token, TopToken, Work
 from services.generator.lora_rack import LoraRack
+from services.generator.soft_prompts import SoftPrompts
 from services.generator.text_stream import TextStream
 
 _GROWTH = 64
@@ -25,7 +28,9 @@ _GROWTH = 64
 class Row:
     """One request in the batch, with all that is its own: random numbers, text so far, limits."""
 
-    def __init__(self, work: Work, text: TextStream, seed: int | None) -> None:
+    def __init__(self, work: Work, text: TextStream, seed: int | None, virtual: int = 0) -> None:
+        """`virtual` tokens of a soft prompt come before the prompt."""
+        self.virtual = virtual
         self.prompt, self.adapter, self.decoding, self.max_tokens = work.encoded.tokens, work.adapter, work.decoding, work.max_tokens
         self.text = text
         self.generator = torch.Generator()
@@ -37,9 +42,14 @@ class Row:
         self.finish: Finish | None = None
 
     @property
+    def length(self) -> int:
+        """Tokens before the answer."""
+        return self.virtual + len(self.prompt)
+
+    @property
     def cached(self) -> int:
         """Tokens whose keys and values are in the buffer: all but the newest."""
-        return len(self.prompt) + self.count - 1
+        return self.length + self.count - 1
 
 
 class _Buffer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers does not type the hook of its subclasses
@@ -64,8 +74,10 @@ class _Buffer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers do
 class ContinuousBatch:
     """All rows of one model. Not safe for use by several threads at once."""
 
-    def __init__(self, model: PreTrainedModel, rack: LoraRack, end_ids: frozenset[int], token_text: Callable[[int], str]) -> None:
-        self._model, self._rack, self._end_ids, self._token_text = model, rack, end_ids, token_text
+    def __init__(
+        self, model: PreTrainedModel, rack: LoraRack, soft: SoftPrompts, end_ids: frozenset[int], token_text: Callable[[int], str]
+    ) -> None:
+        self._model, self._rack, self._soft, self._end_ids, self._token_text = model, rack, soft, end_ids, token_text
         self._device = model.device
         self.clear()
 
@@ -82,15 +94,15 @@ class ContinuousBatch:
 
         Returns the rows that made progress with their new text; `finish` is set on those that have ended.
         """
-        newcomers = sorted(admit, key=_by_adapter)
         parts = [(self._rows, self._cache)]
         progress: list[tuple[Row, str]] = []
-        if newcomers:
-            logits, fresh = self._prefill(newcomers)
-            progress += self._advance(newcomers, logits)
+        for order in self._passes([row.adapter for row in admit]):
+            newcomers, fresh = [admit[place] for place in order], DynamicCache()
+            logits = self._read([row.adapter for row in newcomers], [row.prompt for row in newcomers], 1, fresh)
+            progress += self._advance(newcomers, logits[:, -1])
             parts.append((newcomers, fresh))
         stays = [row for rows, _ in parts for row in rows if row.finish is None and row not in leave]
-        if len(stays) != len(self._rows) or newcomers:
+        if len(stays) != len(self._rows) or admit:
             self._rebuild(parts, sorted(stays, key=_by_adapter))
         if self._rows:
             progress += self._advance(self._rows, self._decode())
@@ -101,35 +113,45 @@ class ContinuousBatch:
     @torch.inference_mode()
     def score(self, rows: Sequence[tuple[str | None, tuple[int, ...], tuple[int, ...]]]) -> list[tuple[float, ...]]:
         """Log-probabilities of completions after prompts, teacher-forced; a row is adapter, prompt and completion."""
-        order = sorted(range(len(rows)), key=lambda place: rows[place][0] or "")
         keep = max(len(completion) for _, _, completion in rows) + 1
-        texts = [rows[place][1] + rows[place][2] for place in order]
-        ids, mask, positions = self._pad(texts)
-        self._rack.arrange([rows[place][0] for place in order])
-        output = self._model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep)
         scores: list[tuple[float, ...]] = [()] * len(rows)
-        for place, logits in zip(order, output.logits, strict=True):
-            completion = torch.tensor(rows[place][2], device=self._device)
-            # The distribution of a token is that after the token before it.
-            logs = logits[-1 - len(completion) : -1].double().log_softmax(-1)
-            scores[place] = tuple(logs.gather(-1, completion[:, None]).squeeze(-1).tolist())
+        for order in self._passes([adapter for adapter, _, _ in rows]):
+            read = self._read([rows[place][0] for place in order], [rows[place][1] + rows[place][2] for place in order], keep, None)
+            for place, logits in zip(order, read, strict=True):
+                completion = torch.tensor(rows[place][2], device=self._device)
+                # The distribution of a token is that after the token before it.
+                logs = logits[-1 - len(completion) : -1].double().log_softmax(-1)
+                scores[place] = tuple(logs.gather(-1, completion[:, None]).squeeze(-1).tolist())
         return scores
 
-    def _prefill(self, rows: Sequence[Row]) -> tuple[Tensor, Cache]:
-        ids, mask, positions = self._pad([row.prompt for row in rows])
-        cache = DynamicCache()
-        self._rack.arrange([row.adapter for row in rows])
+    def _passes(self, adapters: Sequence[str | None]) -> list[list[int]]:
+        """Places of rows that are read together, equal adapters side by side; those with and without a soft prompt apart."""
+        order = sorted(range(len(adapters)), key=lambda place: adapters[place] or "")
+        bare = [place for place in order if not self._soft.length(adapters[place])]
+        soft = [place for place in order if self._soft.length(adapters[place])]
+        return [places for places in (bare, soft) if places]
+
+    def _read(self, adapters: Sequence[str | None], texts: Sequence[tuple[int, ...]], keep: int, cache: Cache | None) -> Tensor:
+        """Logits of the last `keep` tokens of texts that begin here, all after a soft prompt or none; what is read goes to `cache`."""
+        virtual = [self._soft.length(adapter) for adapter in adapters]
+        ids, mask, positions = self._pad([(0,) * count + text for count, text in zip(virtual, texts, strict=True)])
+        begin: dict[str, Tensor] = {"input_ids": ids}
+        if any(virtual):
+            begin = {"inputs_embeds": self._soft.embed(ids, adapters, [ids.shape[1] - len(text) for text in texts])}
+        self._rack.arrange([None if count else adapter for count, adapter in zip(virtual, adapters, strict=True)])
         output = self._model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            **begin, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None, logits_to_keep=keep
         )
-        return output.logits[:, -1], cache
+        logits: Tensor = output.logits
+        return logits
 
     def _decode(self) -> Tensor:
         if self._used == self._mask.shape[1]:
             self._rebuild([(self._rows, self._cache)], self._rows)
         self._used += 1
         even = len({row.cached for row in self._rows}) == 1
-        self._rack.arrange([row.adapter for row in self._rows])
+        # A soft prompt is past: its rows go through the base's own layers.
+        self._rack.arrange([None if row.virtual else row.adapter for row in self._rows])
         output = self._model(
             input_ids=torch.tensor([[row.last] for row in self._rows], device=self._device),
             attention_mask=None if even else self._mask[:, : self._used],

@@ -167,7 +167,7 @@ class Generator:
 async def _run(route: Route, encoded: Encoded, decoding: Decoding, manner: Manner) -> AsyncGenerator[str | Generation, None]:
     max_tokens = decoding.max_tokens or DEFAULT_MAX_TOKENS
     if encoded.counted:
-        length, context = len(encoded.tokens), route.engine.base.context_tokens
+        length, context = len(encoded.tokens), route.context_tokens
         if length == 0:
             raise InvalidArgument("PROMPT_EMPTY", "the prompt has no tokens", field="prompt")
         if length > context - 1:
@@ -192,7 +192,7 @@ async def _fit(route: Route, question: Question, hits: Sequence[Hit]) -> _Fitted
     Room is kept for `max_tokens` where the caller set it, else for the default or a quarter of the context, whichever is less; in no case
     for more than half of the context.
     """
-    context = route.engine.base.context_tokens
+    context = route.context_tokens
     wanted = question.decoding.max_tokens
     reserve = min(wanted, context // 2) if wanted else min(DEFAULT_MAX_TOKENS, context // 4)
 

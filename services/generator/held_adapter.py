@@ -63,7 +63,7 @@ class HeldAdapter:
             base=base.name,
             uri=self.uri,
             weights_sha256=self.files.weights_sha256,
-            context_tokens=base.context_tokens,
+            context_tokens=base.context_tokens - self.files.virtual_tokens,
             load_time=self._load_time,
             state=self.state,
             proof=verification.worst(evidence),

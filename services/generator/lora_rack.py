@@ -1,6 +1,6 @@
 """LoRA adapters side by side on one base model (PEFT), applied row by row. Knows no requests and no proof.
 
-PEFT reads the configuration, builds the layers and loads the weights. Only how rows find their adapter is our own: rows of a batch
+PEFT builds the layers and loads the weights. Only how rows find their adapter is our own: rows of a batch
 are sorted by adapter, and each adapter's layers work on one slice. (PEFT's `adapter_names` does the same by index lists and hooks set
 anew at every forward pass, which costs more than a decoding step of a small model.)
 """
@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType
+from peft import LoraConfig, PeftModel
 from peft.tuners import lora
 from peft.utils import set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from services.common.errors import FailedPrecondition, InvalidArgument
+from services.generator.adapter_config import misfit, unreadable
 
-_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Settings of PEFT's LoraConfig that add more than low-rank matrices on linear layers, or copies of the base's own weights.
 _UNSUPPORTED = (
     "use_dora",
@@ -82,12 +79,12 @@ class LoraRack:
         """Names of those that are in."""
         return self._keys.keys()
 
-    def load(self, adapter: str, folder: Path) -> None:
+    def load(self, adapter: str, folder: Path, config: LoraConfig, weights: dict[str, Tensor]) -> None:
         """Puts in an adapter; tried on an empty copy of the model's structure first, so that a misfit never touches the model.
 
         Raises InvalidArgument ADAPTER_UNREADABLE, FailedPrecondition ADAPTER_BASE_MISMATCH.
         """
-        config, weights = _read(folder)
+        _prepare(config, folder)
         self._try(config, weights, folder)
         # Names of adapters may hold dots, which names of torch modules may not.
         key = self._keys[adapter] = f"adapter{next(self._numbers)}"
@@ -142,27 +139,14 @@ class LoraRack:
             reasons += [f"{len(extra)} weights have no place ({extra[0]}, ...)"] if extra else []
             reasons += [f"it adapts modules that are not linear ({others[0]}, ...)"] if others else []
         if reasons:
-            raise FailedPrecondition(
-                "ADAPTER_BASE_MISMATCH", "the adapter in {uri} does not fit the base: {why}", uri=str(folder), why="; ".join(reasons)
-            )
+            raise misfit(folder, reasons)
 
 
-def _read(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
-    def unreadable(why: str) -> InvalidArgument:
-        return InvalidArgument("ADAPTER_UNREADABLE", "the adapter in {uri} cannot be read: {why}", uri=str(folder), why=why, field="uri")
-
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        weights = load_file(folder / _WEIGHTS)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise unreadable(f"{type(error).__name__}: {error}") from error
-    if config.peft_type != PeftType.LORA or not isinstance(config, LoraConfig):
-        raise unreadable(f"it is of kind {config.peft_type}, and this engine serves LORA")
+def _prepare(config: LoraConfig, folder: Path) -> None:
     unsupported = [name for name in _UNSUPPORTED if getattr(config, name, None)]
     if unsupported or config.bias != "none":
-        raise unreadable(f"this engine serves plain LoRA, without {', '.join(unsupported or ['bias'])}")
+        raise unreadable(folder, f"this engine serves plain LoRA, without {', '.join(unsupported or ['bias'])}")
     # The weights come from the file; how they were initialised before training matters no more, and must not touch the base.
     config.init_lora_weights = True
     config.inference_mode = True
     config._register_custom_module({nn.Linear: SlicedLinear, Conv1D: SlicedLinear})
-    return config, weights

@@ -1,4 +1,4 @@
-"""A base model and its adapters by transformers and PEFT, in process. Knows no wire, no names of callers and no proof.
+"""A base model with its LoRA adapters and soft prompts by transformers and PEFT, in process. Knows no wire, no callers and no proof.
 
 Tensors are touched by one thread only, so the event loop never waits for a model; a second thread turns prompts into tokens. Requests
 wait in a queue, join the batch between two steps and leave it as soon as they end or their caller goes.
@@ -21,15 +21,19 @@ from typing import Any, ParamSpec, TypeVar
 
 import structlog
 import torch
+from peft import LoraConfig, PeftType, PromptTuningConfig
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from services.common.errors import FailedPrecondition, InvalidArgument, Unavailable
+from services.generator.adapter_config import unreadable
+from services.generator.adapter_weights import read_weights
 from services.generator.chat_tokenizer import ChatTokenizer
 from services.generator.continuous_batch import ContinuousBatch, Row
 from services.generator.domain import Base, Canary, Encoded, Generation, Prompt, Replica, Work
 from services.generator.lora_rack import LoraRack
 from services.generator.model_files import base_sha256, model_folder
+from services.generator.soft_prompts import SoftPrompts
 from services.generator.text_stream import TextStream
 
 _log = structlog.get_logger()
@@ -98,7 +102,7 @@ class TransformersEngine:
     async def replicas(self) -> tuple[Replica, ...]:
         """This process."""
         self._check_loaded()
-        return (Replica(_HERE, frozenset(self._rack.adapters)),)
+        return (Replica(_HERE, frozenset((*self._rack.adapters, *self._soft.adapters))),)
 
     @property
     def running_count(self) -> int:
@@ -132,7 +136,10 @@ class TransformersEngine:
         return await asyncio.get_running_loop().run_in_executor(self._text_thread, self._tokenizer.encode, prompt)
 
     async def generate(self, work: Work) -> AsyncGenerator[str | Generation, None]:
-        """Pieces of text if wanted, then the whole. Raises Unavailable ENGINE_UNAVAILABLE."""
+        """Pieces of text if wanted, then the whole; its `prompt_tokens` are without the virtual tokens of a soft prompt.
+
+        Raises FailedPrecondition DECODING_UNSUPPORTED, Unavailable ENGINE_UNAVAILABLE.
+        """
         started = time.perf_counter()
         decoding = work.decoding
         if decoding.constraint is not None:
@@ -142,7 +149,7 @@ class TransformersEngine:
         if not decoding.greedy:
             seed = secrets.randbits(63) if decoding.seed is None else decoding.seed
         text = TextStream(self._decode, decoding.stop)
-        row = Row(work, text, seed)
+        row = Row(work, text, seed, self._soft.length(work.adapter))
         ticket = _Ticket(row, work.stream)
         self._submit(ticket)
         try:
@@ -161,22 +168,22 @@ class TransformersEngine:
     async def load_adapter(self, adapter: str, folder: Path, among: frozenset[str] = frozenset()) -> None:
         """Puts an adapter in, between two steps: InvalidArgument ADAPTER_UNREADABLE, FailedPrecondition ADAPTER_BASE_MISMATCH."""
         self._check_loaded()
-        await self._on_model_thread(self._rack.load, adapter, folder)
+        await self._on_model_thread(self._put_in, adapter, folder)
 
     async def unload_adapter(self, adapter: str) -> None:
         """Takes an adapter out, between two steps."""
-        await self._on_model_thread(self._rack.unload, adapter)
+        await self._on_model_thread(self._take_out, adapter)
 
     async def score(self, rows: Sequence[tuple[str | None, Canary]], replica: str = _HERE) -> tuple[tuple[float, ...], ...]:
-        """Log-probabilities of the completions' tokens, all rows in one batch."""
+        """Log-probabilities of the completions' tokens, all rows in one batch, read as requests are."""
         assert replica == _HERE  # noqa: S101  there is no other
         self._check_loaded()
         loop = asyncio.get_running_loop()
         encoded = [
             (adapter, *await loop.run_in_executor(self._text_thread, self._tokenizer.encode_canary, canary)) for adapter, canary in rows
         ]
-        for _, prompt, completion in encoded:
-            if not completion or len(prompt) + len(completion) > self._context:
+        for adapter, prompt, completion in encoded:
+            if not completion or self._soft.length(adapter) + len(prompt) + len(completion) > self._context:
                 raise InvalidArgument(
                     "ADAPTER_UNREADABLE", "a canary of the manifest is empty or longer than the model's context", field="uri"
                 )
@@ -231,7 +238,7 @@ class TransformersEngine:
         admitted: list[_Ticket] = []
         longest, total = 0, 0
         while self._waiting and len(self._running) < self._limits.batch_size:
-            length = len(self._waiting[0].row.prompt)
+            length = self._waiting[0].row.length
             longest, total = max(longest, length), total + length
             padded = longest * (len(admitted) + 1)
             if admitted and (padded > self._limits.prefill_tokens or padded > _PADDING * total):
@@ -275,6 +282,22 @@ class TransformersEngine:
         ends = self._model.generation_config.eos_token_id
         ends = tokenizer.eos_token_id if ends is None else ends
         self._decode = self._tokenizer.decoder()
-        self._rack = LoraRack(self._model)
+        self._rack, self._soft = LoraRack(self._model), SoftPrompts(self._model, self._context)
         end_ids = frozenset(ends if isinstance(ends, list) else [ends])
-        self._batch = ContinuousBatch(self._model, self._rack, end_ids, self._tokenizer.speller())
+        self._batch = ContinuousBatch(self._model, self._rack, self._soft, end_ids, self._tokenizer.speller())
+
+    def _put_in(self, adapter: str, folder: Path) -> None:
+        config, weights = read_weights(folder)
+        if isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA:
+            self._rack.load(adapter, folder, config, weights)
+            self._soft.unload(adapter)
+        # Other kinds of prompt tuning are of the same class.
+        elif isinstance(config, PromptTuningConfig) and config.peft_type == PeftType.PROMPT_TUNING:
+            self._soft.load(adapter, folder, config, weights)
+            self._rack.unload(adapter)
+        else:
+            raise unreadable(folder, f"it is of kind {config.peft_type}, and this engine serves LORA and PROMPT_TUNING")
+
+    def _take_out(self, adapter: str) -> None:
+        self._rack.unload(adapter)
+        self._soft.unload(adapter)

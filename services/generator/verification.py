@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from services.common.errors import FailedPrecondition, InvalidArgument, TunetrialError
-from services.generator.adapter_config import ADAPTER_FILES
+from services.common.errors import FailedPrecondition, TunetrialError
+from services.generator.adapter_config import ADAPTER_FILES, unreadable, virtual_tokens
 from services.generator.domain import Base, Canary, Engine, Proof, Turn
 from services.generator.model_files import file_sha256
 
@@ -33,6 +33,8 @@ class AdapterFiles:
     manifest_weights_sha256: str | None = None
     manifest_base_sha256: str | None = None
     canaries: tuple[Canary, ...] = ()
+    virtual_tokens: int = 0
+    """Tokens of the context that a soft prompt takes."""
 
     def check(self, base: Base) -> None:
         """Raises FailedPrecondition ADAPTER_CHECKSUM_MISMATCH or ADAPTER_BASE_MISMATCH where the manifest says otherwise."""
@@ -58,28 +60,23 @@ class AdapterFiles:
 
 def read_adapter(folder: Path) -> AdapterFiles:
     """Hashes and manifest of an adapter's folder. Raises InvalidArgument ADAPTER_UNREADABLE."""
-
-    def unreadable(why: str) -> InvalidArgument:
-        return InvalidArgument("ADAPTER_UNREADABLE", "the adapter in {uri} cannot be read: {why}", uri=str(folder), why=why, field="uri")
-
     try:
         config, weights = (file_sha256(folder / name) for name in ADAPTER_FILES)
+        files = AdapterFiles(folder, weights, config, virtual_tokens=virtual_tokens(folder))
         path = folder / "manifest.json"
         if not path.exists():
-            return AdapterFiles(folder, weights, config)
+            return files
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        return AdapterFiles(
-            folder,
-            weights,
-            config,
+        return replace(
+            files,
             manifest_weights_sha256=manifest.get("weights_sha256"),
             manifest_base_sha256=manifest.get("base_sha256"),
             canaries=tuple(_canary(canary) for canary in manifest.get("canaries", ())),
         )
     except OSError as error:
-        raise unreadable(f"{error.filename or folder}: {error.strerror or error}") from error
+        raise unreadable(folder, f"{error.filename or folder}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise unreadable(f"manifest.json: {type(error).__name__}: {error}") from error
+        raise unreadable(folder, f"manifest.json: {type(error).__name__}: {error}") from error
 
 
 class MixedModels(FailedPrecondition):

@@ -104,10 +104,8 @@ def write_manifest(base: Path, folder: Path, shift: float = 0.0, **changes: Any)
             {
                 "messages": messages,
                 "completion": answer,
-                "base_log_probabilities": [float(base_logs[len(prompt) - 1 + place, token]) for place, token in enumerate(answer_ids)],
-                "adapter_log_probabilities": [
-                    float(logs[len(prompt) - 1 + place, token]) + shift for place, token in enumerate(answer_ids)
-                ],
+                "base_log_probabilities": _of(base_logs, answer_ids),
+                "adapter_log_probabilities": [value + shift for value in _of(logs, answer_ids)],
             }
         )
     weights = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
@@ -117,6 +115,11 @@ def write_manifest(base: Path, folder: Path, shift: float = 0.0, **changes: Any)
         "canaries": canaries,
     }
     (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}), encoding="utf-8")
+
+
+def _of(logs: torch.Tensor, answer: list[int]) -> list[float]:
+    # From the end: what a soft prompt has put before the text counts there.
+    return [float(log[token]) for log, token in zip(logs[-len(answer) - 1 : -1], answer, strict=True)]
 
 
 def generate(text: str = "who built it?", model: str = "tiny", **decoding: Any) -> pb.GenerateRequest:
