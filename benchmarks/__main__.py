@@ -10,6 +10,6 @@ for script in sorted(Path(__file__).parent.glob("*.py")):
     if not script.name.startswith("_"):
         print(f"== {script.stem}", flush=True)
         subprocess.run([sys.executable, str(script), *sys.argv[1:]], check=True)
-for package in ("elastic", "vllm", "vllm.answers"):
+for package in ("trainer", "elastic", "vllm", "vllm.answers"):
     print(f"== {package}", flush=True)
     subprocess.run([sys.executable, "-m", f"benchmarks.{package}", *sys.argv[1:]], check=True, cwd=Path(__file__).parents[1])

@@ -82,13 +82,25 @@ class TrainingSpec(Part):
     """A family of adapters: one for each size and seed."""
 
     model: str = Field(description="Name of a base under `models`.")
-    method: Literal["sft"] = Field("sft", description="Supervised fine-tuning.")
+    method: Literal["sft", "prompt_tuning"] = Field(
+        "sft", description="Supervised fine-tuning of a LoRA adapter, or prompt tuning (arXiv 2104.08691): a soft prompt and nothing else."
+    )
     context: _Context = Field(
         "none", description="What a training example shows beside the question: none, gold, retrieved, or raft with its settings."
     )
     sizes: tuple[int, ...] = Field(min_length=1, description="Training questions; smaller sets are part of larger ones.")
     seeds: tuple[int, ...] = Field((1,), min_length=1, description="Training seeds.")
-    lora: LoraSpec = Field(LoraSpec(), description="The adapter.")
+    lora: LoraSpec = Field(LoraSpec(), description="method sft: the adapter.")
+    virtual_tokens: int = Field(20, ge=1, le=1024, description="method prompt_tuning: length of the soft prompt.")
+    initial_text: str = Field("", description="method prompt_tuning: text that it begins as; empty for random tokens.")
+    evaluation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training questions, whole clusters, that are kept from training to evaluate on each epoch.",
+    )
+    keep_best: bool = Field(False, description="Take the epoch with the lowest evaluation loss, not the last; needs `evaluation`.")
+    patience: int | None = Field(None, ge=1, description="End after so many epochs without a lower evaluation loss.")
     epochs: float | None = Field(None, gt=0, description="Passes over the data; default 3.")
     max_steps: int | None = Field(None, ge=1, description="Steps instead of epochs.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
@@ -98,9 +110,18 @@ class TrainingSpec(Part):
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of steps over which the rate rises.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Course of the learning rate.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Of the computation; auto is bfloat16 on CUDA and float32 on a CPU."
+    )
+    gradient_checkpointing: bool | None = Field(None, description="Less memory, a fifth slower; default on CUDA only.")
 
     @model_validator(mode="after")
     def _sensible(self) -> TrainingSpec:
+        other = {"sft": {"virtual_tokens", "initial_text"}, "prompt_tuning": {"lora"}}[self.method]
+        if wrong := sorted(other & self.model_fields_set):
+            raise ValueError(f"{', '.join(wrong)} does not go with method {self.method}")
+        if not self.evaluation and (self.keep_best or self.patience is not None):
+            raise ValueError("keep_best and patience go by the evaluation loss: set evaluation, the share of questions to evaluate on")
         if min(self.sizes) < 1 or len(set(self.sizes)) != len(self.sizes):
             raise ValueError(f"sizes must be different positive numbers, not {list(self.sizes)}")
         if len(set(self.seeds)) != len(self.seeds):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from tunetrial.trainer.v1 import trainer_pb2
 
 from flows.clients import Clients
 from flows.connections import together
+from flows.data.split import place
 from flows.data.training_set import TrainingContext, training_set
-from flows.errors import TrialError
+from flows.errors import TrialError, UserError
 from flows.records import Example, Hit
 from flows.spec import TrainingSpec
 from flows.stages.prepare import Prepared
@@ -74,25 +75,55 @@ async def train(trial: Trial, prepared: Prepared, snapshot: Snapshot | None) -> 
 async def _one(trial: Trial, prepared: Prepared, snapshot: Snapshot | None, key: AdapterKey) -> TrainedAdapter:
     training = trial.spec.training[key.family]
     examples, short = _examples(trial, prepared, snapshot, training, key.size)
-    template = trial.template
-    rows = [{"messages": template.turns(row.question, prepared.shown(row.passages), answer=row.answer)} for row in examples]
+    kept, shown = _divided(trial, prepared, examples, key)
+    rows_key, evaluation_key = digest(kept), digest(shown) if shown else None
     recipe = training.model_dump(mode="json", exclude={"model", "context", "sizes", "seeds"})
-    rows_key = digest(rows)
-    inputs = {"version": VERSION, "base": trial.base_identity(training.model), "rows": rows_key, "recipe": recipe, "seed": key.seed}
+    inputs = {
+        "version": VERSION,
+        "base": trial.base_identity(training.model),
+        "rows": rows_key,
+        "evaluation": evaluation_key,
+        "recipe": recipe,
+        "seed": key.seed,
+    }
     address = digest(inputs)
     # Named by what went into it alone: two families that come to the same work share one job.
     name = f"adapter-{address[:16]}"
     known = _known(trial, address, key)
     if known is None:
-        dataset = trial.store.write_lines("training-sets", rows_key, "train.jsonl", rows)
+        write = trial.store.write_lines
         spec = trainer_pb2.TrainingSpec(
-            adapter_name=name, base=trial.loaded.base(training.model), dataset_uri=dataset, seed=key.seed, sft=_method(training)
+            adapter_name=name,
+            base=trial.loaded.base(training.model),
+            dataset_uri=write("training-sets", rows_key, "train.jsonl", kept),
+            evaluation_uri=write("training-sets", evaluation_key, "evaluation.jsonl", shown) if evaluation_key else "",
+            seed=key.seed,
+            **_method(training),
         )
         known = replace(await _job(trial, spec, address, key), short=short)
         trial.store.write_json("adapters", address, "adapter.json", asdict(known))
         trial.store.finish("adapters", address, inputs)
     trial.progress.advance("train", note=f"{key.family}-{key.size}-s{key.seed}")
     return known
+
+
+def _divided(
+    trial: Trial, prepared: Prepared, examples: Sequence[Example], key: AdapterKey
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows to train on and rows to evaluate on. Whole clusters, drawn by their names: the same in sets of every size."""
+    share = trial.spec.training[key.family].evaluation
+    clusters = {item.id: item.cluster for item in prepared.pool}
+    rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for row in examples:
+        turns = trial.template.turns(row.question, prepared.shown(row.passages), answer=row.answer)
+        evaluates = place(trial.spec.data.seed, "evaluation", clusters[row.item]) < share
+        rows[evaluates].append({"messages": turns})
+    if share and not all(rows):
+        raise UserError(
+            f"training.{key.family}: of {len(examples)} training questions {len(rows[1])} would be kept for evaluation (share {share:g}, "
+            "whole clusters): change evaluation, or train on more questions"
+        )
+    return rows
 
 
 def _known(trial: Trial, address: str, key: AdapterKey) -> TrainedAdapter | None:
@@ -139,20 +170,21 @@ def _hits(snapshot: Snapshot | None, training: TrainingSpec) -> Mapping[str, tup
     return {item: hits[: snapshot.k] for item, hits in snapshot.by_item.items()}
 
 
-def _method(training: TrainingSpec) -> trainer_pb2.SupervisedFineTuning:
-    optimization: dict[str, Any] = {
-        "learning_rate": training.learning_rate,
-        "batch_size": training.batch_size,
-        "warmup_ratio": training.warmup_ratio,
-        "weight_decay": training.weight_decay,
-        "schedule": training.schedule,
-        **{name: getattr(training, name) for name in ("epochs", "max_steps", "micro_batch_size", "max_length")},
-    }
+_COURSE = (
+    *("epochs", "max_steps", "learning_rate", "batch_size", "micro_batch_size", "max_length", "warmup_ratio", "weight_decay", "schedule"),
+    *("precision", "gradient_checkpointing", "keep_best", "patience"),
+)
+"""Settings that bear the same names in a spec and in the trainer's contract."""
+
+
+def _method(training: TrainingSpec) -> dict[str, Any]:
+    given = {name: getattr(training, name) for name in _COURSE}
+    course = trainer_pb2.Optimization(**{name: value for name, value in given.items() if value is not None})
+    if training.method == "prompt_tuning":
+        text = training.initial_text or None
+        return {"prompt_tuning": trainer_pb2.PromptTuning(virtual_tokens=training.virtual_tokens, initial_text=text, optimization=course)}
     lora = {name: value for name, value in training.lora.model_dump().items() if value is not None}
-    return trainer_pb2.SupervisedFineTuning(
-        lora=trainer_pb2.Lora(**lora),
-        optimization=trainer_pb2.Optimization(**{name: value for name, value in optimization.items() if value is not None}),
-    )
+    return {"sft": trainer_pb2.SupervisedFineTuning(lora=trainer_pb2.Lora(**lora), optimization=course)}
 
 
 def _show(trial: Trial, job: trainer_pb2.TrainingJob, key: AdapterKey) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from services.common.errors import FailedPrecondition
-from services.trainer.dataset import ChatTokenizer, Example, Message, token_ids
+from services.trainer.dataset import ChatTokenizer, Example, token_ids
+from services.trainer.formats import Message
 
 COUNT = 4
 
@@ -73,7 +74,8 @@ def log_probabilities(model: torch.nn.Module, canary: Canary) -> list[float]:
     device = next(model.parameters()).device
     ids = torch.tensor([canary.ids], device=device)
     with torch.inference_mode():
-        logits = model(input_ids=ids).logits[0, canary.prompt_length - 1 : -1]
+        # Counted from the end: a soft prompt comes before.
+        logits = model(input_ids=ids).logits[0, canary.prompt_length - len(canary.ids) - 1 : -1]
     targets = ids[0, canary.prompt_length :]
     return torch.log_softmax(logits.float(), dim=-1).gather(1, targets[:, None])[:, 0].tolist()
 

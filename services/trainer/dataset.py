@@ -1,4 +1,4 @@
-"""Training data: JSONL rows to token ids and labels, with an exact count of what was cut or left out. Knows no trainer and no model.
+"""Training data: conversations to token ids and labels, with an exact count of what was cut or left out. Knows no file and no model.
 
 The loss is on every assistant turn. Where those turns lie is asked of the chat template: by its generation markers
 (`{% generation %}`) where it has them, else by rendering the conversation up to each turn with and without it.
@@ -6,23 +6,19 @@ The loss is on every assistant turn. Where those turns lie is asked of the chat 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.trainer.domain import DatasetReport
+from services.trainer.formats import Conversation, Message
 
-_ROLES = ("system", "user", "assistant", "tool")
 IGNORED = -100
 """Label of a token that bears no loss; PyTorch's cross entropy leaves it out."""
-
-Message = Mapping[str, str]
 
 
 class ChatTokenizer(Protocol):
@@ -35,15 +31,6 @@ class ChatTokenizer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """One row: messages that end with the assistant's turn."""
-
-    place: str
-    """`file:line`, for messages to people."""
-    messages: tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Example:
     """One tokenized conversation; `labels` equals `input_ids` on the tokens that bear the loss and is IGNORED elsewhere."""
 
@@ -51,51 +38,6 @@ class Example:
     input_ids: list[int]
     labels: list[int]
     truncated: bool
-
-
-def read(path: Path, field: str) -> Iterator[Conversation]:
-    """The rows of a JSONL file; blank lines are passed over.
-
-    Raises InvalidArgument DATASET_UNREADABLE with file, line and reason; `field` is the field of the request that named the file.
-    """
-    count = 0
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield Conversation(f"{path.name}:{number}", _messages(line, path, number, count, field))
-                    count += 1
-    except OSError as error:
-        raise InvalidArgument("DATASET_UNREADABLE", "{path}: {why}", path=path, why=error.strerror or error, field=field) from error
-    if not count:
-        raise InvalidArgument("DATASET_UNREADABLE", "{path} holds no rows: give at least one example", path=path, field=field)
-
-
-def _messages(line: bytes, path: Path, number: int, count: int, field: str) -> tuple[Message, ...]:
-    def broken(why: str) -> InvalidArgument:
-        place = f"{path}:{number}"
-        return InvalidArgument("DATASET_UNREADABLE", "{place}: {why} ({count} rows read)", place=place, why=why, count=count, field=field)
-
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise broken(f"not JSON: {error}") from error
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise broken('expected {"messages": [{"role": ..., "content": ...}, ...]}')
-    turns = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise broken(f"message {index} is no object")
-        role, content = message.get("role"), message.get("content")
-        if role not in _ROLES:
-            raise broken(f"message {index} has role {role!r}, expected one of {', '.join(_ROLES)}")
-        if not isinstance(content, str):
-            raise broken(f"message {index} has no text in `content`")
-        turns.append({"role": role, "content": content})
-    if turns[-1]["role"] != "assistant":
-        raise broken("the last message must be the assistant's: it is what is learnt")
-    return tuple(turns)
 
 
 def token_ids(tokenizer: ChatTokenizer, messages: Sequence[Message], generation_prompt: bool = False) -> list[int]:

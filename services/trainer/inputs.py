@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -13,8 +13,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from services.common.errors import InvalidArgument
 from services.common.security import allowed_path
-from services.trainer import dataset
-from services.trainer.domain import Inputs, TrainingSpec
+from services.trainer import formats
+from services.trainer.domain import Inputs
+from services.trainer.spec import TrainingSpec
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _TEXT_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -56,16 +57,17 @@ class FileInputs:
         return await asyncio.to_thread(self._read, spec)
 
     def _read(self, spec: TrainingSpec) -> Inputs:
-        dataset_path, dataset_sha256 = self._data(spec.dataset_uri, "spec.dataset_uri")
-        evaluation = self._data(spec.evaluation_uri, "spec.evaluation_uri") if spec.evaluation_uri else (None, None)
+        read = formats.preferences if spec.method.kind == "dpo" else formats.conversations
+        dataset_path, dataset_sha256 = self._data(spec.dataset_uri, "spec.dataset_uri", read)
+        evaluation = self._data(spec.evaluation_uri, "spec.evaluation_uri", read) if spec.evaluation_uri else (None, None)
         path, hub_name, revision = self._base(spec.base)
         weights, text = self._base_hashes(path) if path is not None else (None, None)
         return Inputs(str(path) if path else None, hub_name, revision, weights, text, dataset_path, dataset_sha256, *evaluation)
 
-    def _data(self, uri: str, field: str) -> tuple[str, str]:
+    def _data(self, uri: str, field: str, read: Callable[[Path, str], Iterable[object]]) -> tuple[str, str]:
         path = self._allowed(uri, field)
-        # Every row is looked at before anything is queued, so that a broken one is known at once and not after hours.
-        for _ in dataset.read(path, field):
+        # Every row is looked at before anything is queued, so that broken ones are known at once and not after hours.
+        for _ in read(path, field):
             pass
         return str(path), file_sha256(path)
 

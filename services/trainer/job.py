@@ -1,4 +1,5 @@
-"""The training process: `python -m services.trainer.job JOB_FOLDER`, or forked from the warm process. Trains what order.json says.
+"""The training process: `python -m services.trainer.job JOB_FOLDER`, or forked from the warm process, or one of several that torchrun
+starts. Trains what order.json says.
 
 Standard input is a socket to the service: events go out as JSON lines, and when the service is gone, however it went, input ends and so
 does the process. Knows no queue and no database.
@@ -15,39 +16,61 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from services.trainer.domain import Adapter, Event, Failed, Order, Started
+from services.trainer.domain import Adapter, Event, Failed, Interrupted, Order, Started
 from services.trainer.failures import words_of_error
 from services.trainer.records import EVENT, ORDER
 
-RECIPES = {"sft": "services.trainer.recipes.sft"}
-"""Module of each method; it has `train(order, folder, report)`. Named, not imported: that takes seconds, in which the
-service's end must be seen already."""
+RECIPES = {
+    "sft": "services.trainer.recipes.sft",
+    "dpo": "services.trainer.recipes.dpo",
+    "prompt_tuning": "services.trainer.recipes.prompt_tuning",
+}
+"""Module of each method; it has `train(order, report)`. Named, not imported: that takes seconds, in which the service's end must be seen
+already."""
+
+SUCCEEDED, FAILED, ORPHANED, INTERRUPTED = 0, 1, 3, 4
+"""Exit codes; what a failed job says of why, and that it was interrupted, are events too."""
 
 ORDER_FILE = "order.json"
 LOG_FILE = "log.txt"
 """Files of a job's folder."""
 
-_Train = Callable[[Order, Path, Callable[[Event], None]], Adapter]
+_Train = Callable[[Order, Callable[[Event], None]], Adapter | None]
 
 
 def main(folder: Path) -> int:
-    """Trains; the exit code. Reports Failed with words for people when it cannot."""
+    """Trains; the exit code."""
     service = socket.socket(fileno=os.dup(0))
     threading.Thread(target=_end_with, args=(service,), daemon=True).start()
 
-    def report(event: Event) -> None:
-        service.sendall(EVENT.dump_json(event) + b"\n")
+    leads = os.environ.get("RANK", "0") == "0"
 
+    def report(event: Event) -> None:
+        # One of several processes speaks for all; why one cannot go on, each says for itself.
+        if leads or isinstance(event, Failed):
+            service.sendall(EVENT.dump_json(event) + b"\n")
+
+    return attempt(folder / ORDER_FILE, report)
+
+
+def attempt(order_file: Path, report: Callable[[Event], None]) -> int:
+    """Does what an order says, from where an earlier attempt was interrupted; the exit code.
+
+    Reports Failed with words for people when it cannot, and Interrupted when the process was told to end.
+    """
     report(Started(os.getpid()))
     try:
-        order = ORDER.validate_json((folder / ORDER_FILE).read_bytes())
+        order = ORDER.validate_json(order_file.read_bytes())
         train: _Train = importlib.import_module(RECIPES[order.spec.method.kind]).train
-        train(order, folder, report)
+        train(order, report)
+    except InterruptedError:
+        report(Interrupted())
+        return INTERRUPTED
     except Exception as error:  # whatever it is, the job's owner must read why
         traceback.print_exc()
         report(Failed(words_of_error(error)))
-        return 1
-    return 0
+        return FAILED
+    return SUCCEEDED
 
 
 def _end_with(service: socket.socket) -> None:
@@ -56,7 +79,7 @@ def _end_with(service: socket.socket) -> None:
         while service.recv(1024):
             pass
     finally:
-        os._exit(3)
+        os._exit(ORPHANED)
 
 
 if __name__ == "__main__":

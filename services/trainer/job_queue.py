@@ -15,11 +15,13 @@ from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArg
 from services.trainer.domain import (
     Adapter,
     AdapterFolder,
+    Checkpoints,
     DatasetRead,
     Exited,
     Failed,
     InputReader,
     Inputs,
+    Interrupted,
     Job,
     JobState,
     JobStore,
@@ -28,11 +30,11 @@ from services.trainer.domain import (
     Progress,
     Progressed,
     TrainingRun,
-    TrainingSpec,
 )
 from services.trainer.failures import words_of_error, words_of_exit
 from services.trainer.paging import page_size, page_start, page_token
 from services.trainer.records import work_hash
+from services.trainer.spec import TrainingSpec
 
 _log = structlog.get_logger()
 _REQUEST_ID_LENGTH = 128
@@ -43,7 +45,7 @@ class _Stop(Enum):
     CANCEL = auto()
     """The job is to end for good."""
     SHUTDOWN = auto()
-    """The service ends; the job is to run again after it."""
+    """The service ends; the job is to go on after it."""
 
 
 @dataclass(slots=True)
@@ -54,6 +56,8 @@ class _Active:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     why: _Stop | None = None
     task: asyncio.Task[None] | None = None
+    resumes: bool = False
+    """Whether its process, should it be gone without a word, would go on from a later step in another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +67,23 @@ class Limits:
     slots: int
     max_queued: int
     threads: int
+    checkpoint_s: float
 
 
 class JobQueue:
     """All jobs of one service. Start it before use and close it after."""
 
     def __init__(
-        self, store: JobStore, launcher: Launcher, inputs: InputReader, adapters: AdapterFolder, adapters_dir: str, limits: Limits
+        self,
+        store: JobStore,
+        launcher: Launcher,
+        inputs: InputReader,
+        adapters: AdapterFolder,
+        checkpoints: Checkpoints,
+        limits: Limits,
     ) -> None:
-        self._store, self._launcher, self._inputs, self._adapters = store, launcher, inputs, adapters
-        self._adapters_dir, self._limits = adapters_dir, limits
+        self._store, self._launcher, self._inputs = store, launcher, inputs
+        self._adapters, self._checkpoints, self._limits = adapters, checkpoints, limits
         self._active: dict[str, _Active] = {}
         self._changed: dict[str, asyncio.Event] = {}
         # Held while a state is read and changed in one go; never while a job trains or files are hashed.
@@ -80,7 +91,7 @@ class JobQueue:
         self._closing = False
 
     async def start(self) -> None:
-        """Takes up what an earlier service left: jobs that were running run again from their start, unless their adapter was published."""
+        """Takes up what an earlier service left: jobs that were running go on from their checkpoints, unless they had published."""
         self._adapters.discard_partial()
         for job in await self._store.in_state(JobState.RUNNING):
             adapter = self._adapters.published(job.spec.adapter_name, job.id)
@@ -88,7 +99,7 @@ class JobQueue:
                 await self._finish(job, adapter)
             else:
                 await self._store.update(_queued_again(job))
-                _log.info("job runs again after a restart", job=job.id, adapter=job.spec.adapter_name)
+                _log.info("job goes on after a restart", job=job.id, adapter=job.spec.adapter_name)
         await self._fill()
 
     async def close(self) -> None:
@@ -110,9 +121,10 @@ class JobQueue:
         before = await self._store.by_request(request_id) if request_id else None
         if before is not None and before.spec == spec:
             return await self.get(before.id)
-        if spec.method.lora.four_bit and not self._launcher.has_cuda:
+        if spec.four_bit and not self._launcher.has_cuda:
             message = "four_bit needs a CUDA device where the trainer runs, and there is none: leave four_bit unset"
-            raise FailedPrecondition("CUDA_NEEDED", message, field="spec.sft.lora.four_bit")
+            raise FailedPrecondition("CUDA_NEEDED", message, field=f"spec.{spec.method.kind}.lora.four_bit")
+        spec.method.optimization.divided(self._launcher.processes)
         inputs = await self._inputs.read(spec)
         async with self._lock:
             job = await self._create(spec, inputs, request_id)
@@ -170,6 +182,7 @@ class JobQueue:
             job = await self.get(id_)
             if job.state is JobState.QUEUED:
                 await self._store.update(replace(job, state=JobState.CANCELLED, end_time=datetime.now(UTC)))
+                self._checkpoints.discard(job.work)
                 self._notify(id_)
             stopping = self._stop(self._active[id_], _Stop.CANCEL) if id_ in self._active else None
         if stopping is not None:
@@ -267,24 +280,39 @@ class JobQueue:
         # What was published counts, whatever was asked of the job or became of its process afterwards.
         if adapter is not None:
             await self._finish(active.job, adapter)
-        elif active.why is _Stop.SHUTDOWN:
+        elif active.why is _Stop.SHUTDOWN or (active.why is None and active.resumes):
             await self._store.update(_queued_again(active.job))
+            _log.info("job was interrupted and goes on", job=active.job.id, step=active.job.progress.checkpoint_step, error=error)
         else:
             cancelled = active.why is _Stop.CANCEL
             state, error = (JobState.CANCELLED, "") if cancelled else (JobState.FAILED, error)
             await self._store.update(replace(active.job, state=state, error=error, end_time=datetime.now(UTC)))
+            if cancelled:
+                self._checkpoints.discard(active.job.work)
+            # Those of a job that failed stay: the same work, created again, goes on from them.
             _log.info("job ended", job=active.job.id, state=state.value, error=error)
 
     async def _finish(self, job: Job, adapter: Adapter) -> None:
         await self._store.put_adapter(adapter)
         done = replace(job, state=JobState.SUCCEEDED, adapter=adapter.name, dataset=adapter.dataset, end_time=datetime.now(UTC))
         await self._store.update(done)
+        self._checkpoints.discard(job.work)
         _log.info("job succeeded", job=job.id, adapter=adapter.name)
 
     async def _attempt(self, active: _Active) -> str:
         """Runs the process to its end; why it failed, should it have."""
         job = active.job
-        order = Order(job.id, job.spec, job.inputs, job.work, self._adapters_dir, self._limits.threads)
+        order = Order(
+            job_id=job.id,
+            spec=job.spec,
+            inputs=job.inputs,
+            work=job.work,
+            adapters_dir=self._adapters.path,
+            checkpoints_dir=self._checkpoints.path(job.work),
+            checkpoint_s=self._limits.checkpoint_s,
+            threads=self._limits.threads,
+            processes=self._launcher.processes,
+        )
         stopped = asyncio.create_task(active.stop.wait())
         launching = asyncio.ensure_future(self._launcher.launch(order))
         stopping: asyncio.Task[None] | None = None
@@ -305,14 +333,20 @@ class JobQueue:
 
     async def _follow(self, active: _Active, run: TrainingRun) -> str:
         error, exited = "", Exited(None)
+        began_at: int | None = None
         async for event in run.events():
             match event:
                 case DatasetRead(report):
                     active.job = replace(active.job, dataset=report)
                 case Progressed(progress):
+                    began_at = progress.checkpoint_step if began_at is None else began_at
+                    # One that gets no further than the one before it would be started for ever.
+                    active.resumes = progress.checkpoint_step > began_at
                     active.job = replace(active.job, progress=progress)
+                case Interrupted():
+                    active.resumes = True
                 case Failed(why):
-                    error = why
+                    error, active.resumes = why, False
                 case Exited():
                     exited = event
             self._notify(active.job.id)

@@ -41,7 +41,7 @@ def cuda_present() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
-def job_environment(environment: Mapping[str, str], threads: int) -> dict[str, str]:
+def job_environment(environment: Mapping[str, str], threads: int, processes: int = 1) -> dict[str, str]:
     """The environment of a training process."""
     passed = {name: environment[name] for name in _PASSED if name in environment}
     return {
@@ -58,8 +58,8 @@ def job_environment(environment: Mapping[str, str], threads: int) -> dict[str, s
         # The log is for what went wrong, not for what a library will rename one day.
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        # More devices than one need a launcher that knows how to share the work.
-        "CUDA_VISIBLE_DEVICES": passed.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0],
+        # A device for each process.
+        "CUDA_VISIBLE_DEVICES": ",".join(passed.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(processes)))).split(",")[:processes]),
         # Needed by the warm process: pyarrow must start no thread, and asking for CUDA must not start CUDA.
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
@@ -69,23 +69,27 @@ def job_environment(environment: Mapping[str, str], threads: int) -> dict[str, s
 class LocalLauncher:
     """Starts jobs here. Needs to be closed."""
 
-    def __init__(self, jobs_dir: Path, threads: int, warm: bool, cancel_grace_s: float) -> None:
-        self._jobs_dir, self._grace_s = jobs_dir.resolve(), cancel_grace_s
-        self._environment = job_environment(os.environ, threads)
+    def __init__(self, jobs_dir: Path, threads: int, processes: int, warm: bool, cancel_grace_s: float) -> None:
+        self._jobs_dir, self._processes, self._grace_s = jobs_dir.resolve(), processes, cancel_grace_s
+        self._environment = job_environment(os.environ, threads, processes)
         self._cuda = cuda_present()
-        self._warm = (
-            _WarmProcess(self._environment, self._jobs_dir / "warm.txt") if warm and sys.platform == "linux" and not self._cuda else None
-        )
+        forks = warm and processes == 1 and sys.platform == "linux" and not self._cuda
+        self._warm = _WarmProcess(self._environment, self._jobs_dir / "warm.txt") if forks else None
 
     @property
     def has_cuda(self) -> bool:
         """Whether jobs find a CUDA device."""
         return self._cuda
 
+    @property
+    def processes(self) -> int:
+        """How many share the batch of a job."""
+        return self._processes
+
     async def launch(self, order: Order) -> LocalRun:
         """Starts a job in a fresh folder. May be cancelled. Raises OSError."""
         folder = self._jobs_dir / order.job_id
-        # What an interrupted attempt left must not be mistaken for this one's.
+        # What an interrupted attempt said must not be mistaken for this one's words; its checkpoints lie elsewhere.
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / ORDER_FILE).write_bytes(ORDER.dump_json(order, indent=1))
@@ -102,9 +106,11 @@ class LocalLauncher:
             raise
 
     async def _start(self, folder: Path, channel: socket.socket) -> asyncio.subprocess.Process:
+        alone = ("-m", "services.trainer.job", str(folder))
+        together = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self._processes), *alone)
         with (folder / LOG_FILE).open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "services.trainer.job", str(folder)),
+                *(sys.executable, *(alone if self._processes == 1 else together)),
                 stdin=channel.fileno(), stdout=log, stderr=log, env=self._environment, cwd=_ROOT, start_new_session=True,
             )  # fmt: skip
 
@@ -129,11 +135,16 @@ class LocalRun:
         self._pid = process.pid if process else None
         self._gone = asyncio.Event()
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process that leads the group, once it is known."""
+        return self._pid
+
     async def events(self) -> AsyncIterator[Event]:
         """What happens, in order; the last is Exited. To be read once."""
         code = None
         async for event in self._told():
-            if isinstance(event, Started):
+            if isinstance(event, Started) and self._process is None:
                 self._pid = event.pid
             if isinstance(event, Exited):
                 code = event.code
@@ -169,6 +180,8 @@ class LocalRun:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), self._grace_s)
                 return
+            # Those that torchrun started are in groups of their own; they end with this.
+            self._writer.close()
         await self._gone.wait()
 
 

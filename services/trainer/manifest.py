@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,11 @@ class AdapterFiles:
     def __init__(self, adapters_dir: Path) -> None:
         self._dir = adapters_dir
 
+    @property
+    def path(self) -> str:
+        """Where training processes publish."""
+        return str(self._dir)
+
     def exists(self, name: str) -> bool:
         """Whether something is published under `name`."""
         return (self._dir / name).exists()
@@ -93,7 +98,7 @@ class AdapterFiles:
 
 def _card(adapter: Adapter, recipe: Mapping[str, Any]) -> str:
     method, data = recipe["method"], adapter.dataset
-    lora, course = method["lora"], method["optimization"]
+    course = method["optimization"]
     length = f"{course['epochs']:g} epochs" if course["epochs"] is not None else f"{course['max_steps']} steps"
     return f"""---
 library_name: peft
@@ -101,13 +106,24 @@ library_name: peft
 
 # {adapter.name}
 
-A LoRA adapter (rank {lora["rank"]}, alpha {lora["alpha"]:g}) for the base `{adapter.base}`, trained by supervised fine-tuning on the
-assistant's tokens: {data.example_count - data.masked_count} examples, {length}, {course["batch_size"]} examples a step, learning rate
-{course["learning_rate"]:g} ({course["schedule"]}), seed {recipe["seed"]}. Loss at the end {adapter.final_loss:.4f} nats a token.
+{_KINDS[method["kind"]](method)} for the base `{adapter.base}`: {data.example_count - data.masked_count} examples, {length},
+{course["batch_size"]} examples a step, learning rate {course["learning_rate"]:g} ({course["schedule"]}), seed {recipe["seed"]}. Loss at
+the end {adapter.final_loss:.4f}.
 
 Of {data.example_count} examples, {data.truncated_count} were cut to the longest length allowed and {data.masked_count} left out because
-the cut left no answer token.
+the cut left nothing to learn from.
 
 `manifest.json` holds every setting, the hashes of base, data and weights, the library versions, and the log-probabilities on a few prompts
 by which an engine can prove that it applies this adapter. It fits the base with sha256 `{adapter.base_sha256}` only.
 """
+
+
+def _lora(method: Mapping[str, Any]) -> str:
+    return f"A LoRA adapter (rank {method['lora']['rank']}, alpha {method['lora']['alpha']:g})"
+
+
+_KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "sft": lambda method: f"{_lora(method)}, trained by supervised fine-tuning on the assistant's tokens,",
+    "dpo": lambda method: f"{_lora(method)}, trained by direct preference optimisation (beta {method['beta']:g}),",
+    "prompt_tuning": lambda method: f"A soft prompt of {method['virtual_tokens']} virtual tokens, trained on the assistant's tokens,",
+}

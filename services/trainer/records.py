@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from services.trainer.domain import Adapter, DatasetReport, Event, Inputs, Order, Progress, TrainingSpec
+from services.trainer.domain import Adapter, DatasetReport, Event, Inputs, Order, Progress
+from services.trainer.spec import TrainingSpec
 
 SPEC: TypeAdapter[TrainingSpec] = TypeAdapter(TrainingSpec)
 INPUTS: TypeAdapter[Inputs] = TypeAdapter(Inputs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -12,19 +13,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tunetrial.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
 from services.common.errors import InvalidArgument
-from services.trainer.domain import (
-    Adapter,
-    DatasetReport,
-    Job,
-    JobState,
+from services.trainer.domain import Adapter, DatasetReport, Job, JobState, Progress
+from services.trainer.job_queue import JobQueue
+from services.trainer.spec import (
+    DirectPreferenceOptimization,
     Lora,
+    Method,
     Optimization,
-    Progress,
+    PromptTuning,
     SupervisedFineTuning,
     TrainingSpec,
     unsupported,
 )
-from services.trainer.job_queue import JobQueue
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _STATES = {
@@ -93,10 +93,38 @@ def to_spec(spec: trainer_pb2.TrainingSpec) -> TrainingSpec:
     method = spec.WhichOneof("method")
     if method is None:
         raise InvalidArgument("FIELD_MISSING", "set {field}: how to train", field="spec.sft")
-    if method != "sft":
+    if method not in _METHODS:
         raise unsupported(method)
-    tuning = SupervisedFineTuning(Lora.given(**_set_fields(spec.sft.lora)), Optimization.given(**_set_fields(spec.sft.optimization)))
-    return TrainingSpec(spec.adapter_name, spec.base, spec.dataset_uri, spec.evaluation_uri, spec.seed, tuning)
+    try:
+        how = _METHODS[method](getattr(spec, method))
+    except InvalidArgument as error:
+        metadata = error.metadata | {"field": f"spec.{method}.{error.metadata['field']}"}
+        raise InvalidArgument(error.reason, "{field} {message}", **metadata) from error
+    return TrainingSpec(spec.adapter_name, spec.base, spec.dataset_uri, spec.evaluation_uri, spec.seed, how)
+
+
+def _to_lora(lora: trainer_pb2.Lora) -> Lora:
+    return Lora.given(**_set_fields(lora))
+
+
+def _to_course(course: trainer_pb2.Optimization) -> Optimization:
+    return Optimization.given(**_set_fields(course))
+
+
+def _to_dpo(dpo: trainer_pb2.DirectPreferenceOptimization) -> DirectPreferenceOptimization:
+    return DirectPreferenceOptimization.given(_to_lora(dpo.lora), _to_course(dpo.optimization), dpo.beta if dpo.HasField("beta") else None)
+
+
+def _to_prompt_tuning(tuning: trainer_pb2.PromptTuning) -> PromptTuning:
+    tokens = tuning.virtual_tokens if tuning.HasField("virtual_tokens") else None
+    return PromptTuning.given(_to_course(tuning.optimization), tokens, tuning.initial_text)
+
+
+_METHODS: Mapping[str, Callable[[Any], Method]] = {
+    "sft": lambda sft: SupervisedFineTuning(_to_lora(sft.lora), _to_course(sft.optimization)),
+    "dpo": _to_dpo,
+    "prompt_tuning": _to_prompt_tuning,
+}
 
 
 def _set_fields(message: Message) -> dict[str, Any]:
@@ -106,37 +134,32 @@ def _set_fields(message: Message) -> dict[str, Any]:
 
 def from_spec(spec: TrainingSpec) -> trainer_pb2.TrainingSpec:
     """With every default filled in."""
-    lora, course = spec.method.lora, spec.method.optimization
     return trainer_pb2.TrainingSpec(
         adapter_name=spec.adapter_name,
         base=spec.base,
         dataset_uri=spec.dataset_uri,
         evaluation_uri=spec.evaluation_uri,
         seed=spec.seed,
-        sft=trainer_pb2.SupervisedFineTuning(
-            lora=trainer_pb2.Lora(
-                rank=lora.rank,
-                alpha=lora.alpha,
-                dropout=lora.dropout,
-                target_modules=lora.target_modules,
-                rank_stabilized=lora.rank_stabilized,
-                dora=lora.dora,
-                four_bit=lora.four_bit,
-            ),
-            optimization=trainer_pb2.Optimization(
-                epochs=course.epochs,
-                max_steps=course.max_steps,
-                learning_rate=course.learning_rate,
-                batch_size=course.batch_size,
-                micro_batch_size=course.micro_batch_size,
-                max_length=course.max_length,
-                warmup_ratio=course.warmup_ratio,
-                weight_decay=course.weight_decay,
-                schedule=course.schedule,
-                max_gradient_norm=course.max_gradient_norm,
-            ),
-        ),
+        **_from_method(spec.method),
     )
+
+
+def _from_method(method: Method) -> dict[str, Any]:
+    # Settings bear the same names on both sides; None is what stays unset.
+    course = trainer_pb2.Optimization(**asdict(method.optimization))
+    if isinstance(method, PromptTuning):
+        how: Any = trainer_pb2.PromptTuning(
+            virtual_tokens=method.virtual_tokens, initial_text=method.initial_text or None, optimization=course
+        )
+    elif isinstance(method, DirectPreferenceOptimization):
+        how = trainer_pb2.DirectPreferenceOptimization(lora=_from_lora(method.lora), optimization=course, beta=method.beta)
+    else:
+        how = trainer_pb2.SupervisedFineTuning(lora=_from_lora(method.lora), optimization=course)
+    return {method.kind: how}
+
+
+def _from_lora(lora: Lora) -> trainer_pb2.Lora:
+    return trainer_pb2.Lora(**asdict(lora))
 
 
 def from_job(job: Job) -> trainer_pb2.TrainingJob:
@@ -184,6 +207,8 @@ def _from_progress(progress: Progress) -> trainer_pb2.TrainingProgress:
         remaining_s=progress.remaining_s,
         gradient_norm=progress.gradient_norm,
         learning_rate=progress.learning_rate,
+        peak_memory_mib=progress.peak_memory_mib,
+        checkpoint_step=progress.checkpoint_step,
     )
 
 

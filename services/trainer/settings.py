@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from services.common.settings import ServerSettings
+from services.trainer.kubernetes_settings import KubernetesTraining
 
 
 class Settings(ServerSettings):
@@ -24,11 +25,18 @@ class Settings(ServerSettings):
         "Bases that are not named here are folders under uri_roots or hub names.",
     )
     slots: int = Field(1, ge=1, description="Jobs that train at once; the others wait.")
-    threads: int = Field(1, ge=1, description="CPU threads of each job.")
+    threads: int = Field(1, ge=1, description="CPU threads of each process.")
+    processes: int = Field(1, ge=1, description="Processes of each job, a CUDA device each where there are any; they share its batch.")
     max_queued: int = Field(1000, ge=1, description="Jobs that may wait; more are refused with RESOURCE_EXHAUSTED.")
     warm_start: bool = Field(
         True,
         description="Fork jobs from a process with the libraries loaded (on Linux without CUDA); otherwise each job loads them itself.",
+    )
+    checkpoint_s: float = Field(
+        60.0, gt=0, description="Seconds between checkpoints, from which a job that was killed or interrupted goes on."
+    )
+    kubernetes: KubernetesTraining | None = Field(
+        None, description="JSON object: jobs as Jobs of Kubernetes, as docs/trainer.md says. Unset: processes of this machine."
     )
     cancel_grace_s: float = Field(2.0, ge=0, le=4, description="Seconds between SIGTERM and SIGKILL when a job is cancelled.")
 

@@ -64,11 +64,18 @@ def test_a_trial_runs_on_a_table_and_a_folder_of_texts(home: Path, tmp_path: Pat
 
 
 def test_few_shot_and_fine_tuned_arms_answer_beside_the_base(home: Path, tmp_path: Path) -> None:
-    arms = {"base": {"model": "small"}, "shots": {"model": "small", "shots": 2}, "bare": {"adapter": "bare"}, "raft": {"adapter": "raft"}}
-    training = {
+    arms = {
+        "base": {"model": "small"},
+        "shots": {"model": "small", "shots": 2},
+        **{name: {"adapter": name} for name in ("bare", "raft", "soft")},
+    }
+    training: dict[str, dict[str, Any]] = {
         name: {"model": "small", "context": name.replace("bare", "none"), "sizes": [16], "seeds": [1, 2], "max_steps": 3, "batch_size": 8}
         for name in ("bare", "raft")
     }
+    # By the epoch that was best on documents kept from training; and a soft prompt beside the adapters.
+    training["raft"] |= {"max_steps": 6, "evaluation": 0.3, "keep_best": True}
+    training["soft"] = {"model": "small", "method": "prompt_tuning", "virtual_tokens": 4, "sizes": [16], "max_steps": 3, "batch_size": 8}
     analysis = {"control": "base", "primary": {"arm": "raft", "size": 16}, "bootstrap": 1000, "margin": 5}
     data = {"reader": "bioasq", "path": str(QUICKSTART / "data" / "bioasq.json")}
     wanted = spec("tuned", data, arms=arms, training=training, analysis=analysis, promote="production")
@@ -90,10 +97,10 @@ def test_few_shot_and_fine_tuned_arms_answer_beside_the_base(home: Path, tmp_pat
     assert "nobody" in err
     answers = pq.read_table(Path(outcome["folder"]) / "answers.parquet").to_pylist()
     contestants = {row["contestant"] for row in answers}
-    assert contestants == {"base", "shots", "bare-s1", "bare-s2", "raft-s1", "raft-s2"}
+    assert contestants == {"base", "shots", "bare-s1", "bare-s2", "raft-s1", "raft-s2", "soft-s1"}
     assert len(answers) == 24 * len(contestants)
     report = json.loads((Path(outcome["folder"]) / "report.json").read_text())
-    assert len(report["proofs"]) == 4
+    assert len(report["proofs"]) == 5
     assert all(proof["difference_from_base"] > proof["base_noise"] for proof in report["proofs"])
 
     # Repeated it does no work; with one arm changed, only that arm is asked again.

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,15 +63,18 @@ class Trainer:
     async def end(self, job: TrainingJob) -> TrainingJob:
         return [seen async for seen in self.watch(job)][-1]
 
-    async def training(self, job: TrainingJob) -> TrainingJob:
-        """The job once it has done a few steps."""
+    async def training(self, job: TrainingJob, with_checkpoint: bool = False) -> TrainingJob:
+        """The job once it has done a few steps, and has what it could go on from."""
         async for seen in self.watch(job):
-            if seen.progress.step >= 3:
+            if seen.progress.step >= 3 and (seen.progress.checkpoint_step or not with_checkpoint):
                 return seen
         raise AssertionError("the job ended before")
 
     async def adapter(self, name: str) -> trainer_pb2.Adapter:
         return (await self.stub.GetAdapter(trainer_pb2.GetAdapterRequest(name=name))).adapter
+
+    def checkpoints(self) -> set[Path]:
+        return set((self.root / "data" / "checkpoints").glob("*"))
 
     def training_processes(self) -> list[psutil.Process]:
         """Children of the warm process, which is the service's only child."""
@@ -125,19 +129,22 @@ class Killed:
 
 @pytest.fixture(scope="session")
 async def lives(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Trainer, Killed]]:
-    """A service in its second life, and what the first one left. The first loads the libraries for each job, the second forks."""
+    """A service in its second life, and what the first one left. The first loads the libraries for each job, the second forks.
+
+    Checkpoints come often, so that jobs have some to go on from.
+    """
     root = tmp_path_factory.mktemp("trainer")
     make_base(root / "base")
     write_rows(root / "train.jsonl", questions(12))
-    async with running(root, WARM_START="false") as first:
+    async with running(root, WARM_START="false", CHECKPOINT_S="0.1") as first:
         interrupted = await first.create(first.spec("interrupted", max_steps=300), "interrupted")
         waiting = await first.create(first.spec("waiting", max_steps=5), "waiting")
-        assert (await first.training(interrupted)).progress.step < 300
+        assert (await first.training(interrupted, with_checkpoint=True)).progress.step < 300
         survivors = psutil.Process(first.process.pid).children(recursive=True)
         assert survivors
         first.process.kill()
         await first.process.wait()
-    async with running(root) as second:
+    async with running(root, CHECKPOINT_S="0.2") as second:
         yield second, Killed(interrupted, waiting, survivors)
 
 
@@ -163,7 +170,10 @@ async def test_after_kill_9_of_the_service_its_jobs_end_as_if_nothing_had_happen
     assert (len(gone), alive) == (len(killed.survivors), [])
     again = await trainer.create(trainer.spec("interrupted", max_steps=300), "interrupted")
     assert again.id == killed.interrupted.id
-    assert (await trainer.end(killed.interrupted)).state == trainer_pb2.JOB_STATE_SUCCEEDED
+    ended = await trainer.end(killed.interrupted)
+    assert ended.state == trainer_pb2.JOB_STATE_SUCCEEDED
+    # It did not begin anew.
+    assert ended.progress.checkpoint_step > 0
     assert (await trainer.end(killed.waiting)).state == trainer_pb2.JOB_STATE_SUCCEEDED
     undisturbed = await trainer.end(await trainer.create(trainer.spec("undisturbed", max_steps=300)))
     assert undisturbed.state == trainer_pb2.JOB_STATE_SUCCEEDED
@@ -212,8 +222,10 @@ async def test_the_same_work_is_not_done_twice(trainer: Trainer) -> None:
 
 
 async def test_a_cancelled_job_leaves_no_process_and_no_adapter(trainer: Trainer) -> None:
+    before = trainer.checkpoints()
     job = await trainer.create(trainer.spec("cancelled", max_steps=LONG))
-    await trainer.training(job)
+    await trainer.training(job, with_checkpoint=True)
+    assert trainer.checkpoints() - before
     processes = trainer.training_processes()
     assert processes
     ended = (await trainer.stub.CancelTrainingJob(trainer_pb2.CancelTrainingJobRequest(id=job.id), timeout=30)).job
@@ -221,6 +233,7 @@ async def test_a_cancelled_job_leaves_no_process_and_no_adapter(trainer: Trainer
     assert not any(process.is_running() for process in processes)
     assert (await failure(trainer.adapter("cancelled")))[1] == "ADAPTER_NOT_FOUND"
     assert not [path for path in (trainer.root / "data" / "adapters").iterdir() if path.name.startswith((".", "cancelled"))]
+    assert not trainer.checkpoints() - before
 
 
 async def test_a_job_that_does_not_heed_sigterm_is_cancelled_all_the_same(trainer: Trainer) -> None:
@@ -233,10 +246,29 @@ async def test_a_job_that_does_not_heed_sigterm_is_cancelled_all_the_same(traine
     assert ended.state == trainer_pb2.JOB_STATE_CANCELLED
 
 
-async def test_a_job_whose_process_is_killed_fails_in_words_and_can_be_created_again(trainer: Trainer) -> None:
+async def test_a_job_that_is_killed_five_times_ends_as_if_nothing_had_happened(trainer: Trainer) -> None:
+    before, kills = trainer.checkpoints(), 0
+    made: defaultdict[int, set[int]] = defaultdict(set)
+    job = await trainer.create(trainer.spec("hunted", max_steps=600))
+    async for seen in trainer.watch(job):
+        for process in trainer.training_processes():
+            made[process.pid].add(seen.progress.checkpoint_step)
+            # Once this one has a checkpoint of its own: one that gets no further than the one before it is not started again. What was
+            # told last of the one before may count as this one's, and so may where it began.
+            if len(made[process.pid]) > 2 and kills < 5:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+    assert (seen.state, kills, seen.error) == (trainer_pb2.JOB_STATE_SUCCEEDED, 5, "")
+    assert trainer.checkpoints() == before
+    undisturbed = await trainer.end(await trainer.create(trainer.spec("unhunted", max_steps=600)))
+    assert (await trainer.adapter("hunted")).weights_sha256 == (await trainer.adapter(undisturbed.adapter)).weights_sha256
+
+
+async def test_a_job_that_is_killed_before_it_got_anywhere_fails_in_words_and_can_be_created_again(trainer: Trainer) -> None:
     job = await trainer.create(trainer.spec("killed", max_steps=LONG))
-    await trainer.training(job)
-    for process in trainer.training_processes():
+    while not (processes := trainer.training_processes()):  # noqa: ASYNC110  a process has no event for its start
+        await asyncio.sleep(0.01)
+    for process in processes:
         process.send_signal(signal.SIGKILL)
     failed = await trainer.end(job)
     assert failed.state == trainer_pb2.JOB_STATE_FAILED
@@ -267,12 +299,12 @@ async def test_no_secret_of_the_service_reaches_a_job(trainer: Trainer) -> None:
 async def test_what_can_never_work_is_refused_at_once(trainer: Trainer) -> None:
     broken = trainer.root / "broken.jsonl"
     broken.write_text(json.dumps(questions(1)[0]) + "\n{\n")
-    outside, missing, folder, base, dpo, none, wide = (trainer.spec("refused") for _ in range(7))
+    outside, missing, folder, base, hosted, none, wide = (trainer.spec("refused") for _ in range(7))
     outside.dataset_uri = "/etc/hostname"
     missing.dataset_uri = str(trainer.root / "missing.jsonl")
     folder.dataset_uri = str(broken)
     base.base = str(trainer.root / "data")
-    dpo.dpo.beta = 0.1
+    hosted.hosted.model = "gpt"
     none.ClearField("sft")
     wide.sft.lora.four_bit = True
     invalid = grpc.StatusCode.INVALID_ARGUMENT
@@ -280,9 +312,9 @@ async def test_what_can_never_work_is_refused_at_once(trainer: Trainer) -> None:
     assert (await failure(trainer.create(missing)))[:2] == (invalid, "DATASET_UNREADABLE")
     code, reason, message = await failure(trainer.create(folder))
     assert (code, reason) == (invalid, "DATASET_UNREADABLE")
-    assert f"{broken}:2: not JSON" in message
+    assert "1 of 2 rows cannot be used (1 can): broken.jsonl:2: not JSON" in message
     assert (await failure(trainer.create(base)))[:2] == (invalid, "BASE_UNREADABLE")
-    assert (await failure(trainer.create(dpo)))[:2] == (grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_SUPPORTED")
+    assert (await failure(trainer.create(hosted)))[:2] == (grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_SUPPORTED")
     assert (await failure(trainer.create(none)))[:2] == (invalid, "FIELD_MISSING")
     assert (await failure(trainer.create(trainer.spec("refused", micro_batch_size=3))))[:2] == (invalid, "SETTING_OUT_OF_RANGE")
     assert (await failure(trainer.create(trainer.spec("no name"))))[:2] == (invalid, "ADAPTER_NAME_INVALID")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +9,9 @@ from transformers import AutoTokenizer
 
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.trainer import dataset
-from services.trainer.dataset import IGNORED, Conversation
-from tests.unit.trainer.trainer_parts import FORGETFUL, MARKED, UNMARKED, make_base, turns, write_rows
+from services.trainer.dataset import IGNORED
+from services.trainer.formats import Conversation
+from tests.unit.trainer.trainer_parts import FORGETFUL, MARKED, UNMARKED, make_base, turns
 
 
 @pytest.fixture(scope="module")
@@ -78,43 +77,3 @@ def test_a_length_that_masks_every_answer_says_what_to_change(tokenizers: dict[s
     with pytest.raises(InvalidArgument, match=r"all 3 examples .* max_length 8: .* raise max_length") as error:
         dataset.prepare(tokenizers["marked"], rows, 8, "dataset_uri")
     assert error.value.reason == "ALL_MASKED"
-
-
-GOOD = json.dumps(turns("where", "there"))
-
-
-@pytest.mark.parametrize(
-    ("line", "why"),
-    [
-        ("{not json", "not JSON"),
-        ("[1]", 'expected {"messages"'),
-        ('{"messages": []}', 'expected {"messages"'),
-        ('{"messages": ["hello"]}', "message 0 is no object"),
-        ('{"messages": [{"role": "robot", "content": "x"}]}', "role 'robot'"),
-        ('{"messages": [{"role": "user"}]}', "message 0 has no text"),
-        ('{"messages": [{"role": "user", "content": "where"}]}', "the last message must be the assistant's"),
-    ],
-)
-def test_a_broken_row_is_named_by_file_line_and_reason(tmp_path: Path, line: str, why: str) -> None:
-    path = tmp_path / "broken.jsonl"
-    path.write_text(f"{GOOD}\n\n{line}\n{GOOD}\n")
-    with pytest.raises(InvalidArgument) as error:
-        list(dataset.read(path, "spec.dataset_uri"))
-    assert f"{path}:3: " in error.value.message
-    assert why in error.value.message
-    assert "(1 rows read)" in error.value.message
-    assert error.value.metadata["field"] == "spec.dataset_uri"
-
-
-def test_bytes_that_are_no_text_are_a_broken_row(tmp_path: Path) -> None:
-    path = tmp_path / "latin.jsonl"
-    path.write_bytes(b'{"messages": "\xe4"}\n')
-    with pytest.raises(InvalidArgument, match=":1: not JSON"):
-        list(dataset.read(path, "spec.dataset_uri"))
-
-
-def test_an_empty_file_and_a_missing_one_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="holds no rows"):
-        list(dataset.read(write_rows(tmp_path / "empty.jsonl", []), "spec.dataset_uri"))
-    with pytest.raises(InvalidArgument, match="No such file"):
-        list(dataset.read(tmp_path / "missing.jsonl", "spec.dataset_uri"))

@@ -12,9 +12,9 @@ import huggingface_hub.constants
 import pytest
 
 from services.common.errors import InvalidArgument
-from services.trainer.domain import Lora, Optimization, SupervisedFineTuning, TrainingSpec
 from services.trainer.inputs import FileInputs, weights_sha256
 from services.trainer.records import work_hash
+from services.trainer.spec import DirectPreferenceOptimization, Lora, Optimization, SupervisedFineTuning, TrainingSpec
 from tests.unit.trainer.trainer_parts import make_base, questions, write_rows
 
 
@@ -103,3 +103,16 @@ async def test_a_folder_that_is_no_base_says_what_it_lacks(root: Path, missing: 
     with pytest.raises(InvalidArgument, match=why) as error:
         await FileInputs(str(root), {}).read(spec_of(root))
     assert error.value.reason == "BASE_UNREADABLE"
+
+
+async def test_each_method_has_its_own_data(root: Path) -> None:
+    write_rows(root / "pairs.jsonl", [{"prompt": "where", "chosen": "there", "rejected": "here"}])
+    inputs, pairs = FileInputs(str(root), {}), str(root / "pairs.jsonl")
+    dpo = DirectPreferenceOptimization.given(Lora.given(), Optimization.given())
+    assert (await inputs.read(replace(spec_of(root, dataset=pairs), method=dpo))).dataset_path == pairs
+    with pytest.raises(InvalidArgument, match="it holds messages rows, but method dpo learns from") as error:
+        await inputs.read(replace(spec_of(root, dataset=pairs, evaluation=str(root / "train.jsonl")), method=dpo))
+    assert (error.value.reason, error.value.metadata["field"]) == ("DATASET_UNREADABLE", "spec.evaluation_uri")
+    with pytest.raises(InvalidArgument, match="it holds preference rows, from which method dpo learns") as error:
+        await inputs.read(spec_of(root, dataset=pairs))
+    assert (error.value.reason, error.value.metadata["field"]) == ("DATASET_UNREADABLE", "spec.dataset_uri")

@@ -23,16 +23,13 @@ from services.trainer.domain import (
     Inputs,
     Job,
     JobState,
-    Lora,
-    Optimization,
     Order,
     Progress,
     Progressed,
-    SupervisedFineTuning,
-    TrainingSpec,
 )
 from services.trainer.job_queue import JobQueue, Limits
 from services.trainer.jobs import SqlJobStore
+from services.trainer.spec import Lora, Optimization, SupervisedFineTuning, TrainingSpec
 
 REPORT = DatasetReport(3, 0, 0, 30, 9)
 
@@ -58,6 +55,7 @@ class ScriptedRun:
 
 class ScriptedLauncher:
     has_cuda = False
+    processes = 1
 
     def __init__(self) -> None:
         self.orders: list[Order] = []
@@ -88,7 +86,20 @@ class GivenInputs:
         return Inputs(spec.base, None, None, f"sha of {spec.base}", "text", spec.dataset_uri, f"sha of {spec.dataset_uri}", None, None)
 
 
+class CheckpointsInMemory:
+    def __init__(self) -> None:
+        self.discarded: list[str] = []
+
+    def path(self, work: str) -> str:
+        return f"/c/{work}"
+
+    def discard(self, work: str) -> None:
+        self.discarded.append(work)
+
+
 class AdaptersInMemory:
+    path = "/a"
+
     def __init__(self) -> None:
         self.made: dict[str, Adapter] = {}
 
@@ -111,13 +122,13 @@ class House:
     """A queue with its parts, which can be restarted on the same database."""
 
     def __init__(self, folder: Path, slots: int = 1, max_queued: int = 10) -> None:
-        self.url, self.limits = f"sqlite+aiosqlite:///{folder}/jobs.sqlite", Limits(slots, max_queued, 1)
-        self.adapters = AdaptersInMemory()
+        self.url, self.limits = f"sqlite+aiosqlite:///{folder}/jobs.sqlite", Limits(slots, max_queued, 1, 60.0)
+        self.adapters, self.checkpoints = AdaptersInMemory(), CheckpointsInMemory()
 
     async def __aenter__(self) -> House:
         self.store, self.launcher = SqlJobStore(self.url), ScriptedLauncher()
         await self.store.open()
-        self.queue = JobQueue(self.store, self.launcher, GivenInputs(), self.adapters, "/a", self.limits)
+        self.queue = JobQueue(self.store, self.launcher, GivenInputs(), self.adapters, self.checkpoints, self.limits)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -11,13 +11,14 @@ import pytest
 
 from services.common.errors import InvalidArgument
 from services.trainer import manifest
-from services.trainer.domain import Adapter, DatasetReport, Exited, Lora, Optimization, SupervisedFineTuning, TrainingSpec
+from services.trainer.domain import Adapter, DatasetReport, Exited
 from services.trainer.failures import words_of_error, words_of_exit
 from services.trainer.folder import own_folder
 from services.trainer.local_launcher import job_environment
 from services.trainer.paging import page_size, page_start, page_token
 from services.trainer.records import SPEC, spec_json
 from services.trainer.settings import Settings
+from services.trainer.spec import Lora, Optimization, SupervisedFineTuning, TrainingSpec
 
 
 def test_what_is_left_open_gets_the_defaults_of_the_contract() -> None:
@@ -46,7 +47,7 @@ def test_zero_is_a_value_and_not_a_gap() -> None:
 def test_adapter_settings_out_of_range_name_their_field(settings: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidArgument) as error:
         Lora.given(**settings)  # type: ignore[arg-type]  # one setting at a time, of any type
-    assert error.value.metadata["field"] == f"spec.sft.lora.{field}"
+    assert error.value.metadata["field"] == f"lora.{field}"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_adapter_settings_out_of_range_name_their_field(settings: dict[str, obje
 def test_optimiser_settings_out_of_range_name_their_field(settings: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidArgument) as error:
         Optimization.given(**settings)  # type: ignore[arg-type]  # one setting at a time, of any type
-    assert error.value.metadata["field"] == f"spec.sft.optimization.{field}"
+    assert error.value.metadata["field"] == f"optimization.{field}"
 
 
 def spec(name: str = "one", base: str = "base", dataset: str = "data.jsonl", seed: int = 1) -> TrainingSpec:

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.sft_trainer import SFTTrainer
 
 from services.common.errors import FailedPrecondition, TunetrialError
-from services.trainer import dataset, manifest
-from services.trainer.domain import Adapter, DatasetRead, Event, Lora, Optimization, Order, Progressed, SupervisedFineTuning, TrainingSpec
+from services.trainer import dataset, formats, manifest
+from services.trainer.domain import Adapter, DatasetRead, Event, Order, Progressed
 from services.trainer.inputs import FileInputs, weights_sha256
 from services.trainer.recipes import sft
 from services.trainer.records import work_hash
+from services.trainer.spec import Lora, Optimization, SupervisedFineTuning, TrainingSpec
 from tests.unit.trainer.trainer_parts import FORGETFUL, make_base, questions, turns, write_rows
 
 ROWS = 10
@@ -40,26 +41,33 @@ async def order_of(
     method = SupervisedFineTuning(lora or Lora.given(rank=2), course or Optimization.given(batch_size=4, epochs=2.0, learning_rate=1e-2))
     spec = TrainingSpec(name, str(root / "base"), str(root / "train.jsonl"), evaluation, seed, method)
     inputs = await FileInputs(str(root), {}).read(spec)
-    return Order(f"job-{name}", spec, inputs, work_hash(spec, inputs), str(root / "adapters"), 1)
+    work = work_hash(spec, inputs)
+    return Order(f"job-{name}", spec, inputs, work, str(root / "adapters"), str(root / "checkpoints" / work), 60.0, 1, 1)
 
 
-def train(order: Order, root: Path) -> tuple[Adapter, list[Event]]:
+def train(order: Order) -> tuple[Adapter, list[Event]]:
     events: list[Event] = []
-    return sft.train(order, root / "jobs" / order.job_id, events.append), events
+    adapter = sft.train(order, events.append)
+    assert adapter is not None
+    return adapter, events
 
 
 async def test_every_answer_token_is_learnt_once_an_epoch_and_nothing_else(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[dict[str, torch.Tensor]] = []
 
-    class Recording(SFTTrainer):
-        def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
-            batches.append({name: inputs[name].clone() for name in ("input_ids", "labels", "attention_mask")})
-            return super().compute_loss(model, inputs, *rest, **more)  # type: ignore[no-untyped-call]  # the library leaves it untyped
+    compute_loss = sft.AnswerTrainer.compute_loss
 
-    monkeypatch.setattr(sft, "SFTTrainer", Recording)
-    adapter, _ = train(await order_of(root, course=Optimization.given(batch_size=4, epochs=1.0)), root)
+    def recording(self: sft.AnswerTrainer, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+        batches.append({name: inputs[name].clone() for name in ("input_ids", "labels", "attention_mask")})
+        loss = compute_loss(self, model, inputs, *rest, **more)
+        # The library's own, from the logits of all positions.
+        assert loss.item() == pytest.approx(SFTTrainer.compute_loss(self, model, inputs, *rest, **more).item(), rel=1e-5)  # type: ignore[no-untyped-call]
+        return loss
+
+    monkeypatch.setattr(sft.AnswerTrainer, "compute_loss", recording)
+    adapter, _ = train(await order_of(root, course=Optimization.given(batch_size=4, epochs=1.0)))
     tokenizer: Any = AutoTokenizer.from_pretrained(str(root / "base"))
-    rows = dataset.read(root / "train.jsonl", "")
+    rows = formats.conversations(root / "train.jsonl", "")
     expected = sorted((ids, labels) for ids, labels in (dataset.tokenize(tokenizer, row) for row in rows))
     seen = []
     for batch in batches:
@@ -72,7 +80,7 @@ async def test_every_answer_token_is_learnt_once_an_epoch_and_nothing_else(root:
 
 
 async def test_progress_and_report_are_complete(root: Path) -> None:
-    adapter, events = train(await order_of(root, evaluation=str(root / "evaluation.jsonl")), root)
+    adapter, events = train(await order_of(root, evaluation=str(root / "evaluation.jsonl")))
     reports = [event.report for event in events if isinstance(event, DatasetRead)]
     assert reports == [adapter.dataset]
     assert adapter.dataset.example_count == ROWS
@@ -90,7 +98,7 @@ async def test_progress_and_report_are_complete(root: Path) -> None:
 
 async def test_an_adapter_comes_with_all_that_proves_it(root: Path) -> None:
     order = await order_of(root, lora=Lora.given(rank=2, target_modules=["q_proj", "down_proj"], rank_stabilized=True, dora=True))
-    adapter, _ = train(order, root)
+    adapter, _ = train(order)
     folder = root / "adapters" / "one"
     assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "manifest.json", "README.md"}
     assert [path.name for path in (root / "adapters").iterdir()] == ["one"]
@@ -106,7 +114,7 @@ async def test_an_adapter_comes_with_all_that_proves_it(root: Path) -> None:
 
 
 async def test_canaries_are_what_the_saved_adapter_says(root: Path) -> None:
-    train(await order_of(root), root)
+    train(await order_of(root))
     told = json.loads((root / "adapters" / "one" / "manifest.json").read_text())
     tokenizer: Any = AutoTokenizer.from_pretrained(str(root / "base"))
     base = AutoModelForCausalLM.from_pretrained(str(root / "base"), dtype=torch.float32)
@@ -133,17 +141,17 @@ async def test_canaries_are_what_the_saved_adapter_says(root: Path) -> None:
 
 async def test_the_same_job_gives_the_same_weights_and_another_seed_others(root: Path) -> None:
     lora = Lora.given(rank=2, dropout=0.1)
-    first, _ = train(await order_of(root, "one", lora=lora), root)
+    first, _ = train(await order_of(root, "one", lora=lora))
     torch.rand(7)  # The state that a process happens to be in must not matter.
-    again, _ = train(await order_of(root, "two", lora=lora), root)
-    other, _ = train(await order_of(root, "three", seed=2, lora=lora), root)
+    again, _ = train(await order_of(root, "two", lora=lora))
+    other, _ = train(await order_of(root, "three", seed=2, lora=lora))
     assert first.weights_sha256 == again.weights_sha256 != other.weights_sha256
 
 
 async def test_small_pieces_of_a_batch_add_up_to_the_batch(root: Path) -> None:
     course = Optimization.given(batch_size=4, epochs=1.0, learning_rate=1e-3)
-    whole, _ = train(await order_of(root, "one", course=course), root)
-    pieces, _ = train(await order_of(root, "two", course=replace(course, micro_batch_size=2)), root)
+    whole, _ = train(await order_of(root, "one", course=course))
+    pieces, _ = train(await order_of(root, "two", course=replace(course, micro_batch_size=2)))
     assert pieces.final_loss == pytest.approx(whole.final_loss, rel=1e-4)
 
 
@@ -160,7 +168,7 @@ async def test_small_pieces_of_a_batch_add_up_to_the_batch(root: Path) -> None:
 async def test_settings_that_cannot_work_leave_no_adapter(root: Path, lora: Lora, course: Optimization, reason: str) -> None:
     order = await order_of(root, lora=lora, course=course)
     with pytest.raises(TunetrialError) as error:
-        train(order, root)
+        train(order)
     assert error.value.reason == reason
     assert not manifest.AdapterFiles(root / "adapters").exists("one")
 
@@ -169,22 +177,22 @@ async def test_files_that_changed_since_the_job_was_created_are_not_trained_on(r
     order = await order_of(root)
     write_rows(root / "train.jsonl", questions(ROWS - 1))
     with pytest.raises(FailedPrecondition, match=r"train.jsonl changed since the job was created"):
-        train(order, root)
+        train(order)
     (root / "base" / "chat_template.jinja").write_text(FORGETFUL)
     with pytest.raises(FailedPrecondition, match=r"base .* changed since the job was created"):
-        train(order, root)
+        train(order)
 
 
 async def test_a_base_without_chat_template_is_refused(root: Path) -> None:
     (root / "base" / "chat_template.jinja").unlink()
     with pytest.raises(FailedPrecondition, match="no chat template"):
-        train(await order_of(root), root)
+        train(await order_of(root))
 
 
 async def test_data_of_which_nothing_fits_whole_still_gives_canaries(root: Path) -> None:
     write_rows(root / "train.jsonl", [turns("lamp " * 60, "there " * 100) for _ in range(4)])
     order = await order_of(root, course=Optimization.given(max_steps=1, max_length=120))
-    adapter, _ = train(order, root)
+    adapter, _ = train(order)
     assert adapter.dataset.truncated_count == 4
     [canary] = json.loads((root / "adapters" / "one" / "manifest.json").read_text())["canaries"]
     assert all(math.isfinite(value) for value in canary["adapter_log_probabilities"])

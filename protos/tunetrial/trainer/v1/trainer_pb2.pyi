@@ -76,7 +76,12 @@ class TrainingSpec(_message.Message):
     base: _builtins.str
     """Path or hub name of the base model."""
     dataset_uri: _builtins.str
-    """Training data: a JSONL file under an allowed root, a row `{"messages": [{"role", "content"}, ...]}` that ends with the assistant's turn."""
+    """Training data: a file under an allowed root, UTF-8, a JSON object a line or one list of objects. The format is told by the keys, all rows have the
+    same, other keys are left alone. For sft and prompt tuning: `messages` (`role`, `content`), `conversations` (ShareGPT: `from`, `value`), `prompt` and
+    `completion` (two texts or two lists of messages), or `instruction`, `input` and `output` (Alpaca); each ends with the assistant's turn. For dpo:
+    `prompt`, `chosen` and `rejected` (texts or messages). One row that cannot be used refuses the file: DATASET_UNREADABLE counts such rows and names
+    the first of them by line and reason.
+    """
     evaluation_uri: _builtins.str
     """Data for evaluation in the same form; empty for none."""
     seed: _builtins.int
@@ -237,6 +242,10 @@ class Optimization(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     MAX_GRADIENT_NORM_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    GRADIENT_CHECKPOINTING_FIELD_NUMBER: _builtins.int
+    KEEP_BEST_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
     epochs: _builtins.float
     """Passes over the data, above 0; unset means 3 unless `max_steps` is set."""
     max_steps: _builtins.int
@@ -257,6 +266,14 @@ class Optimization(_message.Message):
     """linear, cosine or constant; empty means linear."""
     max_gradient_norm: _builtins.float
     """Largest gradient norm, above 0; unset means 1."""
+    precision: _builtins.str
+    """Of the computation: float32, bfloat16 or auto; empty means auto, which is bfloat16 on CUDA and float32 on a CPU."""
+    gradient_checkpointing: _builtins.bool
+    """Computes activations again instead of keeping them: less memory, a fifth slower; unset means on CUDA only."""
+    keep_best: _builtins.bool
+    """The adapter is that of the epoch with the lowest evaluation loss, and not the last; needs `evaluation_uri`. Unset means no."""
+    patience: _builtins.int
+    """Ends training after so many epochs without a lower evaluation loss, at least 1; needs `evaluation_uri`. Unset means never."""
     def __init__(
         self,
         *,
@@ -270,15 +287,23 @@ class Optimization(_message.Message):
         weight_decay: _builtins.float | None = ...,
         schedule: _builtins.str = ...,
         max_gradient_norm: _builtins.float | None = ...,
+        precision: _builtins.str = ...,
+        gradient_checkpointing: _builtins.bool | None = ...,
+        keep_best: _builtins.bool | None = ...,
+        patience: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_micro_batch_size", b"_micro_batch_size", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "epochs", b"epochs", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "max_length", b"max_length", "max_steps", b"max_steps", "micro_batch_size", b"micro_batch_size", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient_checkpointing", b"_gradient_checkpointing", "_keep_best", b"_keep_best", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_micro_batch_size", b"_micro_batch_size", "_patience", b"_patience", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "epochs", b"epochs", "gradient_checkpointing", b"gradient_checkpointing", "keep_best", b"keep_best", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "max_length", b"max_length", "max_steps", b"max_steps", "micro_batch_size", b"micro_batch_size", "patience", b"patience", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_micro_batch_size", b"_micro_batch_size", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "epochs", b"epochs", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "max_length", b"max_length", "max_steps", b"max_steps", "micro_batch_size", b"micro_batch_size", "schedule", b"schedule", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_gradient_checkpointing", b"_gradient_checkpointing", "_keep_best", b"_keep_best", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_micro_batch_size", b"_micro_batch_size", "_patience", b"_patience", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "epochs", b"epochs", "gradient_checkpointing", b"gradient_checkpointing", "keep_best", b"keep_best", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "max_length", b"max_length", "max_steps", b"max_steps", "micro_batch_size", b"micro_batch_size", "patience", b"patience", "precision", b"precision", "schedule", b"schedule", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
     _WhichOneofReturnType__epochs: _TypeAlias = _typing.Literal["epochs"]  # noqa: Y015
     _WhichOneofArgType__epochs: _TypeAlias = _typing.Literal["_epochs", b"_epochs"]  # noqa: Y015
+    _WhichOneofReturnType__gradient_checkpointing: _TypeAlias = _typing.Literal["gradient_checkpointing"]  # noqa: Y015
+    _WhichOneofArgType__gradient_checkpointing: _TypeAlias = _typing.Literal["_gradient_checkpointing", b"_gradient_checkpointing"]  # noqa: Y015
+    _WhichOneofReturnType__keep_best: _TypeAlias = _typing.Literal["keep_best"]  # noqa: Y015
+    _WhichOneofArgType__keep_best: _TypeAlias = _typing.Literal["_keep_best", b"_keep_best"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__max_gradient_norm: _TypeAlias = _typing.Literal["max_gradient_norm"]  # noqa: Y015
@@ -289,6 +314,8 @@ class Optimization(_message.Message):
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
     _WhichOneofReturnType__micro_batch_size: _TypeAlias = _typing.Literal["micro_batch_size"]  # noqa: Y015
     _WhichOneofArgType__micro_batch_size: _TypeAlias = _typing.Literal["_micro_batch_size", b"_micro_batch_size"]  # noqa: Y015
+    _WhichOneofReturnType__patience: _TypeAlias = _typing.Literal["patience"]  # noqa: Y015
+    _WhichOneofArgType__patience: _TypeAlias = _typing.Literal["_patience", b"_patience"]  # noqa: Y015
     _WhichOneofReturnType__warmup_ratio: _TypeAlias = _typing.Literal["warmup_ratio"]  # noqa: Y015
     _WhichOneofArgType__warmup_ratio: _TypeAlias = _typing.Literal["_warmup_ratio", b"_warmup_ratio"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
@@ -297,6 +324,10 @@ class Optimization(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epochs) -> _WhichOneofReturnType__epochs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient_checkpointing) -> _WhichOneofReturnType__gradient_checkpointing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_best) -> _WhichOneofReturnType__keep_best | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
     @_typing.overload
@@ -307,6 +338,8 @@ class Optimization(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steps) -> _WhichOneofReturnType__max_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__micro_batch_size) -> _WhichOneofReturnType__micro_batch_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__patience) -> _WhichOneofReturnType__patience | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_ratio) -> _WhichOneofReturnType__warmup_ratio | None: ...
     @_typing.overload
@@ -362,7 +395,7 @@ class PromptTuning(_message.Message):
     virtual_tokens: _builtins.int
     """Virtual tokens, 1 to 1024; unset means 20."""
     initial_text: _builtins.str
-    """Text whose embeddings start them; unset means random."""
+    """Text whose embeddings they begin as; unset means those of random tokens of the vocabulary."""
     @_builtins.property
     def optimization(self) -> Global___Optimization:
         """Course of the optimiser."""
@@ -532,6 +565,8 @@ class TrainingProgress(_message.Message):
     REMAINING_S_FIELD_NUMBER: _builtins.int
     GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimiser steps done."""
     step_count: _builtins.int
@@ -548,6 +583,10 @@ class TrainingProgress(_message.Message):
     """Norm of the gradient before clipping; unset before the first report."""
     learning_rate: _builtins.float
     """Learning rate now; unset before the first report."""
+    peak_memory_mib: _builtins.float
+    """Most memory used so far, in MiB: of the CUDA device, or of the process where there is none; unset before the first report."""
+    checkpoint_step: _builtins.int
+    """Step from which the job would go on if it were interrupted; 0 is the start."""
     def __init__(
         self,
         *,
@@ -559,10 +598,12 @@ class TrainingProgress(_message.Message):
         remaining_s: _builtins.float | None = ...,
         gradient_norm: _builtins.float | None = ...,
         learning_rate: _builtins.float | None = ...,
+        peak_memory_mib: _builtins.float | None = ...,
+        checkpoint_step: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluation_loss", b"_evaluation_loss", "_gradient_norm", b"_gradient_norm", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_remaining_s", b"_remaining_s", "_tokens_per_second", b"_tokens_per_second", "evaluation_loss", b"evaluation_loss", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "remaining_s", b"remaining_s", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluation_loss", b"_evaluation_loss", "_gradient_norm", b"_gradient_norm", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_peak_memory_mib", b"_peak_memory_mib", "_remaining_s", b"_remaining_s", "_tokens_per_second", b"_tokens_per_second", "evaluation_loss", b"evaluation_loss", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "peak_memory_mib", b"peak_memory_mib", "remaining_s", b"remaining_s", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluation_loss", b"_evaluation_loss", "_gradient_norm", b"_gradient_norm", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_remaining_s", b"_remaining_s", "_tokens_per_second", b"_tokens_per_second", "evaluation_loss", b"evaluation_loss", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "remaining_s", b"remaining_s", "step", b"step", "step_count", b"step_count", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluation_loss", b"_evaluation_loss", "_gradient_norm", b"_gradient_norm", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "_peak_memory_mib", b"_peak_memory_mib", "_remaining_s", b"_remaining_s", "_tokens_per_second", b"_tokens_per_second", "checkpoint_step", b"checkpoint_step", "evaluation_loss", b"evaluation_loss", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "peak_memory_mib", b"peak_memory_mib", "remaining_s", b"remaining_s", "step", b"step", "step_count", b"step_count", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__evaluation_loss: _TypeAlias = _typing.Literal["evaluation_loss"]  # noqa: Y015
     _WhichOneofArgType__evaluation_loss: _TypeAlias = _typing.Literal["_evaluation_loss", b"_evaluation_loss"]  # noqa: Y015
@@ -572,6 +613,8 @@ class TrainingProgress(_message.Message):
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    _WhichOneofReturnType__peak_memory_mib: _TypeAlias = _typing.Literal["peak_memory_mib"]  # noqa: Y015
+    _WhichOneofArgType__peak_memory_mib: _TypeAlias = _typing.Literal["_peak_memory_mib", b"_peak_memory_mib"]  # noqa: Y015
     _WhichOneofReturnType__remaining_s: _TypeAlias = _typing.Literal["remaining_s"]  # noqa: Y015
     _WhichOneofArgType__remaining_s: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s"]  # noqa: Y015
     _WhichOneofReturnType__tokens_per_second: _TypeAlias = _typing.Literal["tokens_per_second"]  # noqa: Y015
@@ -584,6 +627,8 @@ class TrainingProgress(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_memory_mib) -> _WhichOneofReturnType__peak_memory_mib | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_s) -> _WhichOneofReturnType__remaining_s | None: ...
     @_typing.overload

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class TrainerServiceStub:
-    """Trains adapters as jobs. A job outlives the call that made it and a restart of the service.
+    """Trains adapters as jobs. A job outlives the call that made it and a restart of the service: it goes on from its last checkpoint, with the same data in
+    the same order, and so does one whose process was killed, as long as each attempt gets further than the one before.
     """
 
     def __init__(self, channel):
@@ -73,14 +74,17 @@ class TrainerServiceStub:
 
 
 class TrainerServiceServicer:
-    """Trains adapters as jobs. A job outlives the call that made it and a restart of the service.
+    """Trains adapters as jobs. A job outlives the call that made it and a restart of the service: it goes on from its last checkpoint, with the same data in
+    the same order, and so does one whose process was killed, as long as each attempt gets further than the one before.
     """
 
     def CreateTrainingJob(self, request, context):
         """Queues a job and returns at once. The same `request_id` returns the job that it made before; the same work (base, data, method, seed) returns the job
         that did it. INVALID_ARGUMENT for settings out of range, BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED; RESOURCE_EXHAUSTED QUEUE_FULL;
-        UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED; ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
-        A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job.
+        INVALID_ARGUMENT BATCH_NOT_DIVISIBLE among the trainer's processes; UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED;
+        ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
+        A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job, which goes on from the
+        checkpoints of one that failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,7 +179,8 @@ def add_TrainerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrainerService:
-    """Trains adapters as jobs. A job outlives the call that made it and a restart of the service.
+    """Trains adapters as jobs. A job outlives the call that made it and a restart of the service: it goes on from its last checkpoint, with the same data in
+    the same order, and so does one whose process was killed, as long as each attempt gets further than the one before.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TrainerServiceStub:
-    """Trains adapters as jobs. A job outlives the call that made it and a restart of the service."""
+    """Trains adapters as jobs. A job outlives the call that made it and a restart of the service: it goes on from its last checkpoint, with the same data in
+    the same order, and so does one whose process was killed, as long as each attempt gets further than the one before.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,8 +38,10 @@ class TrainerServiceStub:
     CreateTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateTrainingJobRequest, _trainer_pb2.CreateTrainingJobResponse]
     """Queues a job and returns at once. The same `request_id` returns the job that it made before; the same work (base, data, method, seed) returns the job
     that did it. INVALID_ARGUMENT for settings out of range, BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED; RESOURCE_EXHAUSTED QUEUE_FULL;
-    UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED; ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
-    A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job.
+    INVALID_ARGUMENT BATCH_NOT_DIVISIBLE among the trainer's processes; UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED;
+    ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
+    A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job, which goes on from the
+    checkpoints of one that failed.
     """
     GetTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetTrainingJobRequest, _trainer_pb2.GetTrainingJobResponse]
     """One job. NOT_FOUND JOB_NOT_FOUND."""
@@ -54,14 +58,18 @@ class TrainerServiceStub:
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
-    """Trains adapters as jobs. A job outlives the call that made it and a restart of the service."""
+    """Trains adapters as jobs. A job outlives the call that made it and a restart of the service: it goes on from its last checkpoint, with the same data in
+    the same order, and so does one whose process was killed, as long as each attempt gets further than the one before.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateTrainingJobRequest, _trainer_pb2.CreateTrainingJobResponse]  # type: ignore[assignment]
     """Queues a job and returns at once. The same `request_id` returns the job that it made before; the same work (base, data, method, seed) returns the job
     that did it. INVALID_ARGUMENT for settings out of range, BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED; RESOURCE_EXHAUSTED QUEUE_FULL;
-    UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED; ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
-    A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job.
+    INVALID_ARGUMENT BATCH_NOT_DIVISIBLE among the trainer's processes; UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED;
+    ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
+    A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job, which goes on from the
+    checkpoints of one that failed.
     """
     GetTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetTrainingJobRequest, _trainer_pb2.GetTrainingJobResponse]  # type: ignore[assignment]
     """One job. NOT_FOUND JOB_NOT_FOUND."""
@@ -77,7 +85,9 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """One adapter. NOT_FOUND ADAPTER_NOT_FOUND."""
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Trains adapters as jobs. A job outlives the call that made it and a restart of the service."""
+    """Trains adapters as jobs. A job outlives the call that made it and a restart of the service: it goes on from its last checkpoint, with the same data in
+    the same order, and so does one whose process was killed, as long as each attempt gets further than the one before.
+    """
 
     @_abc_1.abstractmethod
     def CreateTrainingJob(
@@ -87,8 +97,10 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trainer_pb2.CreateTrainingJobResponse, _abc.Awaitable[_trainer_pb2.CreateTrainingJobResponse]]:
         """Queues a job and returns at once. The same `request_id` returns the job that it made before; the same work (base, data, method, seed) returns the job
         that did it. INVALID_ARGUMENT for settings out of range, BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED; RESOURCE_EXHAUSTED QUEUE_FULL;
-        UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED; ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
-        A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job.
+        INVALID_ARGUMENT BATCH_NOT_DIVISIBLE among the trainer's processes; UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED;
+        ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
+        A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job, which goes on from the
+        checkpoints of one that failed.
         """
 
     @_abc_1.abstractmethod

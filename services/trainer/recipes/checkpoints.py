@@ -1,0 +1,129 @@
+"""Checkpoints to go on from: written by the clock and when the process is told to end, taken for whole only once marked so.
+
+Knows no method of training. Adapters of a run that was killed at any moment are equal to those of one that was not (float32 on a CPU).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from transformers import TrainerCallback
+
+_WHOLE = "whole.json"
+_PREFIX = "checkpoint-"
+_LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate")
+
+
+def newest(folder: Path) -> Path | None:
+    """The last whole checkpoint; others, which a killed process left or another version of the libraries wrote, are removed."""
+    whole = []
+    for checkpoint in folder.glob(f"{_PREFIX}*"):
+        if _read(checkpoint / _WHOLE) == _versions():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return max(whole, key=lambda checkpoint: int(checkpoint.name.removeprefix(_PREFIX)), default=None)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def _read(mark: Path) -> Any:
+    try:
+        return json.loads(mark.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+class Checkpoints(TrainerCallback):
+    """Asks the trainer for checkpoints, and marks those that are whole."""
+
+    def __init__(self, every_s: float, saved: Callable[[int], None]) -> None:
+        """`saved` is told the step of each."""
+        self._every_s, self._saved = every_s, saved
+        self._last = time.monotonic()
+        self._told_to_end = False
+        self.interrupted = False
+        """Whether training ended because the process was told to."""
+
+    @contextlib.contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """While it lasts, SIGTERM means: write down where you stand after this step, and end."""
+        before = signal.signal(signal.SIGTERM, self._heed)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _heed(self, _number: int, _frame: Any) -> None:
+        self._told_to_end = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock."""
+        self._last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks for a checkpoint when it is time."""
+        # After the last step of an epoch comes its evaluation; a checkpoint from before it would skip that, and the draws made for it.
+        if not float(state.epoch).is_integer():
+            self._ask(state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The same."""
+        if float(state.epoch).is_integer():
+            self._ask(state, control)
+
+    def _ask(self, state: Any, control: Any) -> None:
+        if state.global_step >= state.max_steps or control.should_training_stop:
+            return
+        told_to_end, due = _agreed(self._told_to_end, time.monotonic() - self._last >= self._every_s)
+        if told_to_end:
+            control.should_save = control.should_training_stop = self.interrupted = True
+        elif due:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Marks what was written, once it is on disk."""
+        self._last = time.monotonic()
+        if distributed.is_initialized():
+            distributed.barrier()  # each process writes a part
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / f"{_PREFIX}{state.global_step}"
+        for file in folder.iterdir():
+            _sync(file)
+        mark = folder / _WHOLE
+        mark.write_text(json.dumps(_versions()), encoding="utf-8")
+        _sync(mark)
+        _sync(folder)
+        self._saved(state.global_step)
+
+
+def _agreed(*wishes: bool) -> list[bool]:
+    """What any of the processes wishes: they save and end together."""
+    if not distributed.is_initialized():
+        return list(wishes)
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    agreed = torch.tensor(wishes, dtype=torch.int32, device=device)
+    distributed.all_reduce(agreed, distributed.ReduceOp.MAX)
+    return [bool(wish) for wish in agreed.tolist()]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,123 @@
+"""Training that is interrupted at any step goes on to the very adapter that it would have made (float32 on a CPU)."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.trainer import manifest
+from services.trainer.domain import Adapter, Event, Order, Progressed
+from services.trainer.recipes import sft
+from services.trainer.recipes.checkpoints import newest
+from services.trainer.spec import Lora, Optimization
+from tests.unit.trainer.test_trainer_sft import order_of, root  # noqa: F401  a fixture
+
+COURSE = Optimization.given(batch_size=4, micro_batch_size=2, epochs=4.0, learning_rate=1e-2)
+LORA = Lora.given(rank=2, dropout=0.2)
+STEPS = 12
+"""Four epochs of ten rows."""
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the recipe heeds it."""
+
+
+async def made(root: Path, name: str, evaluation: bool, course: Optimization = COURSE) -> Order:  # noqa: F811
+    order = await order_of(root, name, str(root / "evaluation.jsonl") if evaluation else "", lora=LORA, course=course)
+    return replace(order, checkpoint_s=1e-9)
+
+
+def train(order: Order, heed: Callable[[Progressed], None] = lambda _: None) -> Adapter:
+    def report(event: Event) -> None:
+        if isinstance(event, Progressed):
+            heed(event)
+
+    adapter = sft.train(order, report)
+    assert adapter is not None
+    return adapter
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+async def test_killed_at_any_steps_a_run_ends_in_the_weights_of_an_undisturbed_one(root: Path, evaluation: bool) -> None:  # noqa: F811
+    whole = train(await made(root, "whole", evaluation))
+    order = await made(root, "killed", evaluation)
+    draw = random.Random(evaluation)  # noqa: S311  no secret
+    began_at = []
+    for at in sorted(draw.sample(range(1, STEPS), 5)):
+
+        def kill(event: Progressed, at: int = at) -> None:
+            if event.progress.step >= at:
+                raise Killed
+
+        with pytest.raises(Killed):
+            train(order, kill)
+        torch.rand(3)  # Another process has another state.
+        before = newest(Path(order.checkpoints_dir))
+        began_at.append(0 if before is None else int(before.name.rpartition("-")[2]))
+    assert began_at == sorted(began_at)
+    assert began_at[-1] > 0
+    seen: list[int] = []
+    again = train(order, lambda event: seen.append(event.progress.step))
+    assert seen[0] == began_at[-1]
+    assert again.weights_sha256 == whole.weights_sha256
+    assert (again.final_loss, again.trained_tokens) == (whole.final_loss, whole.trained_tokens)
+
+
+async def test_told_to_end_it_writes_down_where_it_stands(root: Path) -> None:  # noqa: F811
+    whole = train(await made(root, "whole", evaluation=False))
+    order = replace(await made(root, "told", evaluation=False), checkpoint_s=3600.0)
+
+    def tell(event: Progressed) -> None:
+        if event.progress.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    saved: list[int] = []
+    with pytest.raises(InterruptedError):
+        train(order, lambda event: (tell(event), saved.append(event.progress.checkpoint_step))[0])
+    assert saved[-1] in (5, 6)
+    assert not manifest.AdapterFiles(root / "adapters").exists("told")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert train(order).weights_sha256 == whole.weights_sha256
+
+
+async def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(root: Path) -> None:  # noqa: F811
+    order = await made(root, "cut", evaluation=False)
+
+    def kill(event: Progressed) -> None:
+        if event.progress.step == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(order, kill)
+    folder = Path(order.checkpoints_dir)
+    last = newest(folder)
+    assert last is not None
+    assert last.name == "checkpoint-5"
+    (last / "whole.json").unlink()
+    # Another version of a library may read it otherwise.
+    (folder / "checkpoint-4" / "whole.json").write_text('{"torch": "1.0"}')
+    seen: list[int] = []
+    train(order, lambda event: seen.append(event.progress.step))
+    assert seen[0] == 0
+
+
+async def test_the_best_epoch_is_kept_and_patience_ends_a_course_that_gets_worse(root: Path) -> None:  # noqa: F811
+    course = replace(COURSE, epochs=30.0, learning_rate=0.05, keep_best=True, patience=2)
+    order = await made(root, "best", evaluation=True, course=course)
+    losses: list[float] = []
+
+    def heed(event: Progressed) -> None:
+        loss = event.progress.evaluation_loss
+        if loss is not None and (not losses or losses[-1] != loss):
+            losses.append(loss)
+
+    train(order, heed)
+    assert 3 <= len(losses) < 30
+    assert losses.index(min(losses)) == len(losses) - 3
