@@ -1,10 +1,11 @@
 """How fast the trainer trains, against the plain script of TRL's documentation: tokens a second, and the start of a job.
 
-    python -m benchmarks.trainer [--json] [--rows 400] [--epochs 2] [--rounds 3]
+    python -m benchmarks.trainer [--json] [--rows 192] [--epochs 1] [--rounds 3]
 
 The quickstart's base, LoRA of rank 16, questions with none to five passages and short answers (the quickstart's, drawn by a seed), batches
 of 16, float32, one thread, each run a process of its own, in turns. Tokens are those of the data, padding not counted; the loss is on the
-answers everywhere, and evaluated on questions of which nothing was trained. "TRL by length" is the plain script told to group by length.
+answers everywhere, and evaluated on questions of which nothing was trained. "TRL by length" is the plain script told to group by length;
+"two processes" is a job of ours that torchrun starts twice, with the same batch, on two cores.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from services.trainer.spec import Lora, Optimization, SupervisedFineTuning, Trai
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "examples" / "quickstart"
 BATCH, RATE = 16, 2e-3
-OURS, PLAIN, GROUPED = "tunetrial", "TRL", "TRL by length"
+OURS, TWO, PLAIN, GROUPED = "tunetrial", "two processes", "TRL", "TRL by length"
 _WAYS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     GROUPED: {"train_sampling_strategy": "group_by_length"},
@@ -74,7 +75,8 @@ async def ours(folder: Path, name: str, given: argparse.Namespace, launcher: Loc
     data = (str(folder / "train.jsonl"), str(folder / "evaluation.jsonl"))
     spec = TrainingSpec(name, str(QUICKSTART / "base"), *data, 1, method)
     inputs = await FileInputs(f"{folder}:{QUICKSTART}", {}).read(spec)
-    order = Order(name, spec, inputs, work_hash(spec, inputs), str(folder / "adapters"), str(folder / "checkpoints" / name), 3600.0, 1)
+    places = str(folder / "adapters"), str(folder / "checkpoints" / name)
+    order = Order(name, spec, inputs, work_hash(spec, inputs), *places, 3600.0, 1, launcher.processes)
     begun, seen, clock = time.time(), list[Event](), Clock()
     run = await launcher.launch(order)
     async for event in run.events():
@@ -119,13 +121,18 @@ def theirs(folder: Path, way: str, given: argparse.Namespace) -> Run:
 async def measure(given: argparse.Namespace, folder: Path) -> dict[str, list[Run]]:
     """All runs, by contestant."""
     write_data(folder, given.rows)
-    seen: dict[str, list[Run]] = {name: [] for name in (OURS, *_WAYS)}
-    cold = LocalLauncher(folder / "jobs", threads=1, processes=1, warm=False, cancel_grace_s=2)
+    launchers = {
+        name: LocalLauncher(folder / "jobs", threads=1, processes=processes, warm=False, cancel_grace_s=2)
+        for name, processes in ((OURS, 1), (TWO, 2))
+    }
+    seen: dict[str, list[Run]] = {name: [] for name in (*launchers, *_WAYS)}
     for number in range(given.rounds):
-        seen[OURS].append(await ours(folder, f"round-{number}", given, cold))
+        for name, launcher in launchers.items():
+            seen[name].append(await ours(folder, f"{launcher.processes}-{number}", given, launcher))
         for way in _WAYS:
             seen[way].append(await asyncio.to_thread(theirs, folder, way, given))
-    await cold.close()
+    for launcher in launchers.values():
+        await launcher.close()
     return seen
 
 
@@ -133,8 +140,8 @@ def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--rows", type=int, default=192)
+    parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from opentelemetry import metrics
 from tunetrial.trainer.v1 import trainer_pb2_grpc
 
 from services.common import telemetry
@@ -18,6 +19,7 @@ from services.trainer.job_queue import JobQueue, Limits
 from services.trainer.jobs import SqlJobStore
 from services.trainer.local_launcher import LocalLauncher
 from services.trainer.manifest import AdapterFiles
+from services.trainer.meter import observe
 from services.trainer.servicer import TrainerServicer
 from services.trainer.settings import Settings
 
@@ -30,6 +32,7 @@ async def main(settings: Settings) -> None:
         inputs = FileInputs(settings.uri_roots, settings.models)
         limits = Limits(settings.slots, settings.max_queued, settings.threads, settings.checkpoint_s)
         jobs = JobQueue(store, launcher, inputs, adapters, CheckpointFolders(data_dir / "checkpoints"), limits)
+        observe(metrics.get_meter("tunetrial"), jobs.running)
         await store.open()
 
         async def close() -> None:

@@ -160,6 +160,10 @@ class JobQueue:
         await self._store.add(job)
         return job
 
+    def running(self) -> list[Job]:
+        """Jobs that have a slot."""
+        return [active.job for active in list(self._active.values())]
+
     async def get(self, id_: str) -> Job:
         """The job as it now is. Raises NotFound JOB_NOT_FOUND."""
         if id_ in self._active:

@@ -20,6 +20,10 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback
 
+from services.common.errors import FailedPrecondition
+
+_BESIDE_BYTES = 32 << 20
+"""Tokenizers, states of random numbers, histories."""
 _WHOLE = "whole.json"
 _PREFIX = "checkpoint-"
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate")
@@ -45,6 +49,17 @@ def _read(mark: Path) -> Any:
         return json.loads(mark.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def check_room(folder: Path, trainable_parameters: int) -> None:
+    """Raises FailedPrecondition DISK_FULL where two checkpoints and an adapter will not fit: better now than after hours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Weights and the two moments of AdamW in float32, twice, and the adapter.
+    needed = trainable_parameters * 4 * (3 * 2 + 1) + _BESIDE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        message = "the disk is full: checkpoints and adapter need about {needed} MiB under the trainer's data_dir, and {free} are free"
+        raise FailedPrecondition("DISK_FULL", message, needed=needed >> 20, free=free >> 20)
 
 
 class Checkpoints(TrainerCallback):

@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from services.trainer.domain import Event, Order
 from services.trainer.recipes.base import precision
-from services.trainer.recipes.checkpoints import Checkpoints, newest
+from services.trainer.recipes.checkpoints import Checkpoints, check_room, newest
 from services.trainer.recipes.progress import ProgressReporter
 
 
@@ -119,13 +119,15 @@ def callbacks(order: Order, report: Callable[[Event], None]) -> list[TrainerCall
 def run(trainer: Any, order: Order) -> ProgressReporter:
     """Trains to the end, from the newest whole checkpoint on; how it went.
 
-    Raises InterruptedError when the process was told to end before; then a checkpoint holds where it stood.
+    Raises FailedPrecondition DISK_FULL before the first step, InterruptedError when the process was told to end before the last; then a
+    checkpoint holds where it stood.
     """
     # Steps are reported; printed as well, they would bury what went wrong in the log.
     trainer.remove_callback(PrinterCallback)
     watching = {type(callback): callback for callback in trainer.callback_handler.callbacks}
     progress: ProgressReporter = watching[ProgressReporter]
     checkpoints: Checkpoints = watching[Checkpoints]
+    check_room(Path(order.checkpoints_dir), sum(weights.numel() for weights in trainer.model.parameters() if weights.requires_grad))
     begun = newest(Path(order.checkpoints_dir))
     with checkpoints.heeding_signals():
         trainer.train(resume_from_checkpoint=None if begun is None else str(begun))

@@ -8,8 +8,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from services.trainer import job_queue
@@ -21,6 +24,7 @@ from services.trainer.domain import (
     Exited,
     Failed,
     Inputs,
+    Interrupted,
     Job,
     JobState,
     Order,
@@ -29,6 +33,7 @@ from services.trainer.domain import (
 )
 from services.trainer.job_queue import JobQueue, Limits
 from services.trainer.jobs import SqlJobStore
+from services.trainer.meter import observe
 from services.trainer.spec import Lora, Optimization, SupervisedFineTuning, TrainingSpec
 
 REPORT = DatasetReport(3, 0, 0, 30, 9)
@@ -384,3 +389,78 @@ async def test_pages_hold_every_job_and_adapter_once_newest_first(tmp_path: Path
         rest, end = await house.queue.adapters("base", 2, token)
         assert ([adapter.name for adapter in (*adapters, *rest)], end) == (["c", "b", "a"], "")
         assert (await house.queue.adapters("other", None, ""))[0] == []
+
+
+async def test_a_killed_job_goes_on_as_long_as_each_attempt_gets_further(tmp_path: Path) -> None:
+    async with House(tmp_path) as house:
+        job = await house.queue.create(spec_of(), "")
+        for checkpoint in (4, 9):
+            run = await house.launched("one")
+            house.launcher.runs.clear()
+            run.given.put_nowait(Progressed(Progress(step=checkpoint - 1, step_count=20, checkpoint_step=checkpoint - 1)))
+            run.given.put_nowait(Progressed(Progress(step=checkpoint, step_count=20, checkpoint_step=checkpoint)))
+            run.given.put_nowait(Exited(-9))
+        run = await house.launched("one")
+        assert len(house.launcher.orders) == 3
+        assert {order.checkpoints_dir for order in house.launcher.orders} == {f"/c/{job.work}"}
+        # This one begins where the last one was, and gets no further.
+        run.given.put_nowait(Progressed(Progress(step=9, step_count=20, checkpoint_step=9)))
+        run.given.put_nowait(Progressed(Progress(step=12, step_count=20, checkpoint_step=9)))
+        run.given.put_nowait(Exited(-9))
+        failed = await house.until(job, lambda seen: seen.state.ended)
+        assert (failed.state, "SIGKILL" in failed.error) == (JobState.FAILED, True)
+        assert house.checkpoints.discarded == []
+
+
+async def test_an_interrupted_job_goes_on_and_one_that_says_why_it_cannot_does_not(tmp_path: Path) -> None:
+    async with House(tmp_path) as house:
+        job = await house.queue.create(spec_of(), "")
+        run = await house.launched("one")
+        house.launcher.runs.clear()
+        run.given.put_nowait(Interrupted())
+        run.given.put_nowait(Exited(4))
+        run = await house.launched("one")
+        run.given.put_nowait(Progressed(Progress(step=1, step_count=20)))
+        run.given.put_nowait(Progressed(Progress(step=5, step_count=20, checkpoint_step=5)))
+        run.given.put_nowait(Failed("the disk is full"))
+        run.given.put_nowait(Exited(1))
+        failed = await house.until(job, lambda seen: seen.state.ended)
+        assert (failed.state, failed.error, len(house.launcher.orders)) == (JobState.FAILED, "the disk is full", 2)
+        # The same work, created again, goes on from there.
+        again = await house.queue.create(spec_of(), "")
+        assert again.id != job.id
+        assert again.work == job.work
+
+
+async def test_a_batch_that_cannot_be_divided_is_refused_when_the_job_is_created(tmp_path: Path) -> None:
+    async with House(tmp_path) as house:
+        house.launcher.processes = 3
+        with pytest.raises(InvalidArgument, match="batch_size 16 cannot be divided among 3 processes in pieces of 5") as refused:
+            await house.queue.create(spec_of(), "")
+        assert refused.value.reason == "BATCH_NOT_DIVISIBLE"
+        house.launcher.processes = 4
+        await house.queue.create(spec_of(), "")
+        assert Optimization.given(micro_batch_size=2).divided(4) == (2, 2)
+        assert Optimization.given().divided(4) == (4, 1)
+
+
+async def test_figures_of_running_jobs_are_there_for_prometheus_and_go_with_them(tmp_path: Path) -> None:
+    async with House(tmp_path) as house:
+        reader = InMemoryMetricReader()
+        observe(MeterProvider(metric_readers=[reader]).get_meter("test"), house.queue.running)
+
+        def shown() -> dict[str, tuple[float, Any]]:
+            data = reader.get_metrics_data()
+            found = data.resource_metrics[0].scope_metrics[0].metrics if data is not None else []
+            return {one.name: (point.value, point.attributes) for one in found for point in one.data.data_points}  # type: ignore[union-attr]
+
+        job = await house.queue.create(spec_of(), "")
+        run = await house.launched("one")
+        run.given.put_nowait(Progressed(Progress(step=3, step_count=20, loss=1.5)))
+        await house.until(job, lambda seen: reached(3, seen))
+        told = shown()
+        assert told["tunetrial_training_loss"] == (1.5, {"adapter": "one"})
+        assert told["tunetrial_training_step"][0] == 3
+        assert "tunetrial_training_evaluation_loss" not in told
+        await house.succeed(job)
+        assert shown() == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from services.common.errors import FailedPrecondition
 from services.trainer import manifest
 from services.trainer.domain import Adapter, Event, Order, Progressed
 from services.trainer.recipes import sft
@@ -121,3 +123,11 @@ async def test_the_best_epoch_is_kept_and_patience_ends_a_course_that_gets_worse
     train(order, heed)
     assert 3 <= len(losses) < 30
     assert losses.index(min(losses)) == len(losses) - 3
+
+
+async def test_a_disk_that_will_be_full_is_seen_before_the_first_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    order = await made(root, "full", evaluation=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 30 << 20))  # type: ignore[attr-defined]
+    with pytest.raises(FailedPrecondition, match=r"need about 32 MiB under the trainer's data_dir, and 30 are free") as full:
+        train(order, lambda _: pytest.fail("it began"))
+    assert full.value.reason == "DISK_FULL"
