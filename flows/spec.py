@@ -103,7 +103,7 @@ class TrainingSpec(Part):
     patience: int | None = Field(None, ge=1, description="End after so many epochs without a lower evaluation loss.")
     epochs: float | None = Field(None, gt=0, description="Passes over the data; default 3.")
     max_steps: int | None = Field(None, ge=1, description="Steps instead of epochs.")
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; default 2e-4, for prompt tuning 3e-2.")
     batch_size: int = Field(16, ge=1, description="Examples a step.")
     micro_batch_size: int | None = Field(None, ge=1, description="Examples at once; must divide batch_size.")
     max_length: int | None = Field(None, ge=8, description="Longest example in tokens; default the model's context.")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import socket
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from services.trainer.domain import Adapter, Event, Failed, Interrupted, Order, Started
 from services.trainer.failures import words_of_error
@@ -50,6 +52,12 @@ def main(folder: Path) -> int:
         if leads or isinstance(event, Failed):
             service.sendall(EVENT.dump_json(event) + b"\n")
 
+    def end(_number: int, _frame: Any) -> None:
+        report(Interrupted())
+        os._exit(INTERRUPTED)
+
+    # While it trains the recipe heeds it, and saves where it stands; before and after there is nothing to save.
+    signal.signal(signal.SIGTERM, end)
     return attempt(folder / ORDER_FILE, report)
 
 

@@ -29,6 +29,7 @@ from services.trainer.domain import (
     Order,
     Progress,
     Progressed,
+    Started,
     TrainingRun,
 )
 from services.trainer.failures import words_of_error, words_of_exit
@@ -124,7 +125,7 @@ class JobQueue:
         if spec.four_bit and not self._launcher.has_cuda:
             message = "four_bit needs a CUDA device where the trainer runs, and there is none: leave four_bit unset"
             raise FailedPrecondition("CUDA_NEEDED", message, field=f"spec.{spec.method.kind}.lora.four_bit")
-        spec.method.optimization.divided(self._launcher.processes)
+        spec.divided(self._launcher.processes)
         inputs = await self._inputs.read(spec)
         async with self._lock:
             job = await self._create(spec, inputs, request_id)
@@ -186,7 +187,7 @@ class JobQueue:
             job = await self.get(id_)
             if job.state is JobState.QUEUED:
                 await self._store.update(replace(job, state=JobState.CANCELLED, end_time=datetime.now(UTC)))
-                self._checkpoints.discard(job.work)
+                await asyncio.to_thread(self._checkpoints.discard, job.work)
                 self._notify(id_)
             stopping = self._stop(self._active[id_], _Stop.CANCEL) if id_ in self._active else None
         if stopping is not None:
@@ -292,7 +293,7 @@ class JobQueue:
             state, error = (JobState.CANCELLED, "") if cancelled else (JobState.FAILED, error)
             await self._store.update(replace(active.job, state=state, error=error, end_time=datetime.now(UTC)))
             if cancelled:
-                self._checkpoints.discard(active.job.work)
+                await asyncio.to_thread(self._checkpoints.discard, active.job.work)
             # Those of a job that failed stay: the same work, created again, goes on from them.
             _log.info("job ended", job=active.job.id, state=state.value, error=error)
 
@@ -300,7 +301,7 @@ class JobQueue:
         await self._store.put_adapter(adapter)
         done = replace(job, state=JobState.SUCCEEDED, adapter=adapter.name, dataset=adapter.dataset, end_time=datetime.now(UTC))
         await self._store.update(done)
-        self._checkpoints.discard(job.work)
+        await asyncio.to_thread(self._checkpoints.discard, job.work)
         _log.info("job succeeded", job=job.id, adapter=adapter.name)
 
     async def _attempt(self, active: _Active) -> str:
@@ -340,17 +341,21 @@ class JobQueue:
         began_at: int | None = None
         async for event in run.events():
             match event:
+                case Started():
+                    # Another process of the same attempt, where those that run it start a new one.
+                    error, began_at, active.resumes = "", None, False
                 case DatasetRead(report):
                     active.job = replace(active.job, dataset=report)
                 case Progressed(progress):
                     began_at = progress.checkpoint_step if began_at is None else began_at
                     # One that gets no further than the one before it would be started for ever.
-                    active.resumes = progress.checkpoint_step > began_at
+                    active.resumes = not error and progress.checkpoint_step > began_at
                     active.job = replace(active.job, progress=progress)
                 case Interrupted():
-                    active.resumes = True
+                    active.resumes = not error
                 case Failed(why):
-                    error, active.resumes = why, False
+                    # Of several processes the first to fail says why; the others only miss it.
+                    error, active.resumes = error or why, False
                 case Exited():
                     exited = event
             self._notify(active.job.id)
@@ -363,4 +368,5 @@ async def _stop_when(stop: asyncio.Event, run: TrainingRun) -> None:
 
 
 def _queued_again(job: Job) -> Job:
-    return replace(job, state=JobState.QUEUED, progress=Progress(), dataset=None, start_time=None)
+    progress = Progress(checkpoint_step=job.progress.checkpoint_step)
+    return replace(job, state=JobState.QUEUED, progress=progress, dataset=None, start_time=None)

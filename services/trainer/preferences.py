@@ -46,7 +46,7 @@ def prepare(tokenizer: ChatTokenizer, rows: Iterable[Preference], max_length: in
         cut = max(len(chosen), len(rejected)) > room
         truncated += cut
         longest_prompt = max(longest_prompt, len(prompt))
-        if chosen[:room] != rejected[:room]:
+        if chosen[:room] and rejected[:room] and chosen[:room] != rejected[:room]:
             pairs.append(Pair(row, prompt, chosen[:room], rejected[:room], cut))
     if not pairs:
         message = (

@@ -16,6 +16,9 @@ from services.common.errors import InvalidArgument
 from services.trainer.domain import Adapter, DatasetReport, Job, JobState, Progress
 from services.trainer.job_queue import JobQueue
 from services.trainer.spec import (
+    DPO_RATE,
+    PROMPT_TUNING_RATE,
+    SFT_RATE,
     DirectPreferenceOptimization,
     Lora,
     Method,
@@ -107,17 +110,18 @@ def _to_lora(lora: trainer_pb2.Lora) -> Lora:
     return Lora.given(**_set_fields(lora))
 
 
-def _to_course(course: trainer_pb2.Optimization) -> Optimization:
-    return Optimization.given(**_set_fields(course))
+def _to_course(course: trainer_pb2.Optimization, usual_rate: float = SFT_RATE) -> Optimization:
+    return Optimization.given(**_set_fields(course), usual_rate=usual_rate)
 
 
 def _to_dpo(dpo: trainer_pb2.DirectPreferenceOptimization) -> DirectPreferenceOptimization:
-    return DirectPreferenceOptimization.given(_to_lora(dpo.lora), _to_course(dpo.optimization), dpo.beta if dpo.HasField("beta") else None)
+    beta, course = dpo.beta if dpo.HasField("beta") else None, _to_course(dpo.optimization, usual_rate=DPO_RATE)
+    return DirectPreferenceOptimization.given(_to_lora(dpo.lora), course, beta)
 
 
 def _to_prompt_tuning(tuning: trainer_pb2.PromptTuning) -> PromptTuning:
     tokens = tuning.virtual_tokens if tuning.HasField("virtual_tokens") else None
-    return PromptTuning.given(_to_course(tuning.optimization), tokens, tuning.initial_text)
+    return PromptTuning.given(_to_course(tuning.optimization, usual_rate=PROMPT_TUNING_RATE), tokens, tuning.initial_text)
 
 
 _METHODS: Mapping[str, Callable[[Any], Method]] = {

@@ -12,6 +12,8 @@ from services.common.errors import InvalidArgument, Unimplemented
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _SCHEDULES = ("linear", "cosine", "constant")
+SFT_RATE, DPO_RATE, PROMPT_TUNING_RATE = 2e-4, 1e-5, 3e-2
+"""Usual learning rates: QLoRA's; TRL's of 1e-6 for preference optimisation, times ten for LoRA as its documentation says; PEFT's."""
 _PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -102,8 +104,9 @@ class Optimization:
         gradient_checkpointing: bool | None = None,
         keep_best: bool | None = None,
         patience: int | None = None,
+        usual_rate: float = SFT_RATE,
     ) -> Optimization:
-        """Settings as asked for, None for what was left open. Raises InvalidArgument SETTING_OUT_OF_RANGE."""
+        """Settings as asked for, None for what was left open; `usual_rate` is the method's. Raises InvalidArgument SETTING_OUT_OF_RANGE."""
         if epochs is not None and max_steps is not None:
             raise _refuse("optimization.max_steps", "and epochs exclude each other: set one of them")
         if max_steps is None:
@@ -111,7 +114,7 @@ class Optimization:
             _check("optimization.epochs", epochs, epochs > 0, "above 0")
         else:
             _check("optimization.max_steps", max_steps, max_steps >= 1, "at least 1")
-        learning_rate = 2e-4 if learning_rate is None else learning_rate
+        learning_rate = usual_rate if learning_rate is None else learning_rate
         _check("optimization.learning_rate", learning_rate, learning_rate > 0, "above 0")
         batch_size = 16 if batch_size is None else batch_size
         _check("optimization.batch_size", batch_size, batch_size >= 1, "at least 1")
@@ -136,20 +139,6 @@ class Optimization:
             _check("optimization.patience", patience, patience >= 1, "at least 1")
         more = (precision, gradient_checkpointing, bool(keep_best), patience)
         return cls(epochs, max_steps, learning_rate, batch_size, micro, max_length, warmup, decay, schedule, norm, *more)
-
-    def divided(self, processes: int) -> tuple[int, int]:
-        """Examples at once in each of so many processes, and how often they go before a step.
-
-        Raises InvalidArgument BATCH_NOT_DIVISIBLE.
-        """
-        at_once = min(self.micro_batch_size, self.batch_size // processes)
-        if at_once == 0 or self.batch_size % (at_once * processes):
-            message = "batch_size {batch} cannot be divided among {processes} processes{pieces}: change one of them"
-            pieces = f" in pieces of {at_once} (micro_batch_size)" if at_once else ""
-            raise InvalidArgument(
-                "BATCH_NOT_DIVISIBLE", message, batch=self.batch_size, processes=processes, pieces=pieces, field="optimization.batch_size"
-            )
-        return at_once, self.batch_size // (at_once * processes)
 
     @property
     def evaluates(self) -> bool:
@@ -237,6 +226,20 @@ class TrainingSpec:
         if not 0 <= self.seed < 2**32:
             message = "spec.seed must be 0 to 4294967295, not {seed}"
             raise InvalidArgument("SETTING_OUT_OF_RANGE", message, seed=self.seed, field="spec.seed")
+
+    def divided(self, processes: int) -> tuple[int, int]:
+        """Examples at once in each of so many processes, and how often they go before a step.
+
+        Raises InvalidArgument BATCH_NOT_DIVISIBLE.
+        """
+        course = self.method.optimization
+        share, rest = divmod(course.batch_size, processes)
+        if rest or not share:
+            message = "batch_size {batch} cannot be divided among the trainer's {processes} processes: change it to a multiple"
+            field = f"spec.{self.method.kind}.optimization.batch_size"
+            raise InvalidArgument("BATCH_NOT_DIVISIBLE", message, batch=course.batch_size, processes=processes, field=field)
+        at_once = next(count for count in range(min(course.micro_batch_size, share), 0, -1) if share % count == 0)
+        return at_once, share // at_once
 
     @property
     def four_bit(self) -> bool:

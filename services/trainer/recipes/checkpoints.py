@@ -22,7 +22,9 @@ from transformers import TrainerCallback
 
 from services.common.errors import FailedPrecondition
 
-_BESIDE_BYTES = 32 << 20
+KEPT = 3
+"""Checkpoints that are kept: one of them may be that of the best epoch, and another one cut off while it was written."""
+_BESIDE_BYTES = 64 << 20
 """Tokenizers, states of random numbers, histories."""
 _WHOLE = "whole.json"
 _PREFIX = "checkpoint-"
@@ -52,10 +54,11 @@ def _read(mark: Path) -> Any:
 
 
 def check_room(folder: Path, trainable_parameters: int) -> None:
-    """Raises FailedPrecondition DISK_FULL where two checkpoints and an adapter will not fit: better now than after hours."""
+    """Raises FailedPrecondition DISK_FULL where checkpoints and an adapter will not fit: better now than after hours."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Weights and the two moments of AdamW in float32, twice, and the adapter.
-    needed = trainable_parameters * 4 * (3 * 2 + 1) + _BESIDE_BYTES
+    # Weights and the two moments of AdamW in float32, as often as checkpoints are kept and once more while one is written; the adapter.
+    needed = trainable_parameters * 4 * (3 * (KEPT + 1) + 1) + _BESIDE_BYTES
+    needed -= sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
     if free < needed:
         message = "the disk is full: checkpoints and adapter need about {needed} MiB under the trainer's data_dir, and {free} are free"
@@ -96,12 +99,19 @@ class Checkpoints(TrainerCallback):
             self._ask(state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The same."""
-        if float(state.epoch).is_integer():
+        """The same, where no evaluation follows."""
+        if self.interrupted:
+            # In mid-epoch: the library takes this for an end and would evaluate, and save what is saved already.
+            control.should_evaluate = control.should_save = False
+        elif not control.should_evaluate:
             self._ask(state, control)
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The same, after an evaluation."""
+        self._ask(state, control)
+
     def _ask(self, state: Any, control: Any) -> None:
-        if state.global_step >= state.max_steps or control.should_training_stop:
+        if _is_over(state, control):
             return
         told_to_end, due = _agreed(self._told_to_end, time.monotonic() - self._last >= self._every_s)
         if told_to_end:
@@ -114,7 +124,8 @@ class Checkpoints(TrainerCallback):
         self._last = time.monotonic()
         if distributed.is_initialized():
             distributed.barrier()  # each process writes a part
-        if not state.is_world_process_zero:
+        # At the end there is nothing to go on with: what is killed while it publishes comes to that end again.
+        if not state.is_world_process_zero or (_is_over(state, control) and not self.interrupted):
             return
         folder = Path(args.output_dir) / f"{_PREFIX}{state.global_step}"
         for file in folder.iterdir():
@@ -124,6 +135,10 @@ class Checkpoints(TrainerCallback):
         _sync(mark)
         _sync(folder)
         self._saved(state.global_step)
+
+
+def _is_over(state: Any, control: Any) -> bool:
+    return state.global_step >= state.max_steps or bool(control.should_training_stop)
 
 
 def _agreed(*wishes: bool) -> list[bool]:

@@ -4,7 +4,9 @@ interrupted. Knows no method of training.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from services.trainer.domain import Event, Order
 from services.trainer.recipes.base import precision
-from services.trainer.recipes.checkpoints import Checkpoints, check_room, newest
+from services.trainer.recipes.checkpoints import KEPT, Checkpoints, check_room, newest
 from services.trainer.recipes.progress import ProgressReporter
 
 
@@ -22,7 +24,7 @@ def arguments(order: Order) -> dict[str, Any]:
     """The order's course as TRL's configurations take it."""
     cuda, course = torch.cuda.is_available(), order.spec.method.optimization
     checkpointing = course.gradient_checkpointing
-    at_once, times = course.divided(order.processes)
+    at_once, times = order.spec.divided(order.processes)
     return {
         "output_dir": order.checkpoints_dir,
         "seed": order.spec.seed,
@@ -41,7 +43,7 @@ def arguments(order: Order) -> dict[str, Any]:
         "eval_strategy": "no" if order.inputs.evaluation_path is None else "epoch",
         # Checkpoints to go on from are asked for by the clock; those of epochs are kept to come back to the best.
         "save_strategy": "epoch" if course.evaluates else "no",
-        "save_total_limit": 2,
+        "save_total_limit": KEPT,
         "load_best_model_at_end": course.keep_best,
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
@@ -60,7 +62,8 @@ def arguments(order: Order) -> dict[str, Any]:
 
 
 class LengthOrder(torch.utils.data.Sampler[int]):
-    """Examples of like length go together, so that little is padding; batches come in random order.
+    """Examples of like length go together, so that little is padding; batches come in random order, after one with the longest example,
+    so that what is too long for the memory is known at once.
 
     The order depends on seed and epoch alone, whatever was drawn before: a run that goes on in mid-epoch sees the rest of the same order.
     """
@@ -74,7 +77,12 @@ class LengthOrder(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed((self._seed << 20) + self._epoch())
-        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))  # type: ignore[no-untyped-call]
+        indices: list[int] = get_length_grouped_indices(self._lengths, self._batch_size, generator=generator)  # type: ignore[no-untyped-call]
+        first, *others = (indices[at : at + self._batch_size] for at in range(0, len(indices), self._batch_size))
+        # One that is not full stays the last.
+        last = others.pop() if others and len(others[-1]) < self._batch_size else []
+        order = torch.randperm(len(others), generator=generator).tolist()
+        return chain(first, *(others[at] for at in order), last)
 
 
 class InLengthOrder:
@@ -112,7 +120,7 @@ class Patience(TrainerCallback):
 def callbacks(order: Order, report: Callable[[Event], None]) -> list[TrainerCallback]:
     """What watches a trainer of this order; `run` needs it."""
     progress, patience = ProgressReporter(report), order.spec.method.optimization.patience
-    # Patience comes first: a run that it ends is not to be written down as interrupted.
+    # Patience comes before checkpoints: a run that it ends is not to be written down as interrupted.
     return [*([] if patience is None else [Patience(patience)]), progress, Checkpoints(order.checkpoint_s, progress.saved)]
 
 
@@ -127,10 +135,16 @@ def run(trainer: Any, order: Order) -> ProgressReporter:
     watching = {type(callback): callback for callback in trainer.callback_handler.callbacks}
     progress: ProgressReporter = watching[ProgressReporter]
     checkpoints: Checkpoints = watching[Checkpoints]
-    check_room(Path(order.checkpoints_dir), sum(weights.numel() for weights in trainer.model.parameters() if weights.requires_grad))
     begun = newest(Path(order.checkpoints_dir))
-    with checkpoints.heeding_signals():
-        trainer.train(resume_from_checkpoint=None if begun is None else str(begun))
+    check_room(Path(order.checkpoints_dir), sum(weights.numel() for weights in trainer.model.parameters() if weights.requires_grad))
+    try:
+        with checkpoints.heeding_signals():
+            trainer.train(resume_from_checkpoint=None if begun is None else str(begun))
+    except Exception:
+        if begun is not None and not progress.begun:
+            # It cannot be read, and is not to be in the way of the next attempt.
+            shutil.rmtree(begun, ignore_errors=True)
+        raise
     if checkpoints.interrupted:
         raise InterruptedError
     return progress

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset  # type: ignore[import-untyped]  # the library ships no types
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.utils import disable_dropout_in_model
 
 from services.trainer import canaries, formats, preferences
 from services.trainer.domain import Adapter, DatasetRead, Event, Order
@@ -42,6 +43,8 @@ def train(order: Order, report: Callable[[Event], None]) -> Adapter | None:
     if order.inputs.evaluation_path is not None:
         rows = formats.preferences(Path(order.inputs.evaluation_path), "evaluation_uri")
         evaluation = to_dataset(preferences.prepare(base.tokenizer, rows, max_length, "evaluation_uri")[0])
+    # The library's own switch would silence the adapter's as well. The base is the reference too: the two must not draw differently.
+    disable_dropout_in_model(base.model)
     learnt = Learnt(found, canaries.choose(base.tokenizer, [pair.as_example() for pair in pairs], base.context), max_length)
 
     trainer = _Trainer(

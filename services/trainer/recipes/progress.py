@@ -27,9 +27,14 @@ class ProgressReporter(TrainerCallback):
         self._began = 0.0
         self._step_before = self._tokens_before = 0
         self._seconds_before = 0.0
+        self.begun = False
+        """Whether training began: everything is loaded."""
         self.leads = True
         """Whether this is the first of the processes."""
         self.last = Progress()
+        self.kept_step = 0
+        """Step whose weights the adapter has."""
+        self.kept_evaluation_loss: float | None = None
         self.tokens = 0
         self.seconds = 0.0
         """How long training took, loading not counted."""
@@ -42,6 +47,7 @@ class ProgressReporter(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock."""
+        self.begun = True
         self.leads = state.is_world_process_zero
         steps = [log for log in state.log_history if "loss" in log]
         self._losses = [log["loss"] for log in steps]
@@ -64,13 +70,12 @@ class ProgressReporter(TrainerCallback):
         """Reports a step or an evaluation. Raises FailedPrecondition LOSS_NOT_FINITE."""
         logs = logs or {}
         if "eval_loss" in logs:
+            self._check(logs["eval_loss"], "evaluation loss", state)
             self._send(evaluation_loss=logs["eval_loss"])
         if "loss" not in logs:
             return
         loss, elapsed, steps = logs["loss"], time.monotonic() - self._began, state.global_step - self._step_before
-        if not math.isfinite(loss):
-            message = "the loss is no number any more at step {step} of {count}: lower learning_rate, or look for broken rows in the data"
-            raise FailedPrecondition("LOSS_NOT_FINITE", message, step=state.global_step, count=state.max_steps)
+        self._check(loss, "loss", state)
         self._losses.append(loss)
         self.tokens, self.seconds = state.num_input_tokens_seen, self._seconds_before + elapsed
         state.log_history[-1][_SECONDS] = self.seconds
@@ -85,9 +90,20 @@ class ProgressReporter(TrainerCallback):
             peak_memory_mib=_peak_memory_mib(),
         )
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Notes which step's weights are kept."""
+        self.kept_step, self.kept_evaluation_loss = state.global_step, self.last.evaluation_loss
+        if args.load_best_model_at_end:
+            self.kept_step, self.kept_evaluation_loss = state.best_global_step, state.best_metric
+
     def saved(self, step: int) -> None:
         """To be told of a checkpoint."""
         self._send(checkpoint_step=step)
+
+    def _check(self, value: float, what: str, state: Any) -> None:
+        if not math.isfinite(value):
+            message = "the {what} is no number any more at step {step} of {count}: lower learning_rate, or look for broken rows in the data"
+            raise FailedPrecondition("LOSS_NOT_FINITE", message, what=what, step=state.global_step, count=state.max_steps)
 
     def _send(self, **changes: Any) -> None:
         self.last = replace(self.last, **changes)

@@ -75,9 +75,11 @@ class AnswerTrainer(course.InLengthOrder, SFTTrainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """Mean cross entropy of the answers' tokens over the whole batch, as the library has it.
 
-        On CUDA the library leaves out the other positions by itself. A soft prompt moves positions, so there it is asked as well.
+        On CUDA the library leaves out the other positions by itself. It is asked as well where a soft prompt moves positions, and where
+        a mixture of experts has a loss of its own.
         """
-        if model.device.type != "cpu" or return_outputs or isinstance(self._order.spec.method, PromptTuning):
+        own = return_outputs or self.aux_loss_enabled or isinstance(self._order.spec.method, PromptTuning)
+        if own or model.device.type != "cpu":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         targets = inputs["labels"][:, 1:]
         answers = targets != dataset.IGNORED

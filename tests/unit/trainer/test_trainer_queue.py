@@ -435,13 +435,36 @@ async def test_an_interrupted_job_goes_on_and_one_that_says_why_it_cannot_does_n
 async def test_a_batch_that_cannot_be_divided_is_refused_when_the_job_is_created(tmp_path: Path) -> None:
     async with House(tmp_path) as house:
         house.launcher.processes = 3
-        with pytest.raises(InvalidArgument, match="batch_size 16 cannot be divided among 3 processes in pieces of 5") as refused:
+        with pytest.raises(InvalidArgument, match="batch_size 16 cannot be divided among the trainer's 3 processes") as refused:
             await house.queue.create(spec_of(), "")
-        assert refused.value.reason == "BATCH_NOT_DIVISIBLE"
+        assert (refused.value.reason, refused.value.metadata["field"]) == ("BATCH_NOT_DIVISIBLE", "spec.sft.optimization.batch_size")
         house.launcher.processes = 4
         await house.queue.create(spec_of(), "")
-        assert Optimization.given(micro_batch_size=2).divided(4) == (2, 2)
-        assert Optimization.given().divided(4) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "divided"),
+    [(16, 16, 1, (16, 1)), (16, 16, 4, (4, 1)), (16, 2, 4, (2, 2)), (12, 4, 2, (3, 2)), (8, 8, 8, (1, 1))],
+)
+def test_a_batch_is_divided_into_equal_pieces(batch: int, micro: int, processes: int, divided: tuple[int, int]) -> None:
+    course = Optimization.given(batch_size=batch, micro_batch_size=micro)
+    assert replace(spec_of(), method=SupervisedFineTuning(Lora.given(), course)).divided(processes) == divided
+
+
+async def test_of_several_processes_the_first_to_fail_says_why(tmp_path: Path) -> None:
+    async with House(tmp_path) as house:
+        job = await house.queue.create(spec_of(), "")
+        run = await house.launched("one")
+        for event in (
+            Progressed(Progress(step=1, step_count=20)),
+            Failed("out of memory: lower micro_batch_size"),
+            Progressed(Progress(step=2, step_count=20, checkpoint_step=2)),
+            Failed("connection closed by peer"),
+            Exited(1),
+        ):
+            run.given.put_nowait(event)
+        failed = await house.until(job, lambda seen: seen.state.ended)
+        assert (failed.state, failed.error) == (JobState.FAILED, "out of memory: lower micro_batch_size")
 
 
 async def test_figures_of_running_jobs_are_there_for_prometheus_and_go_with_them(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -72,18 +73,26 @@ async def test_killed_at_any_steps_a_run_ends_in_the_weights_of_an_undisturbed_o
     assert (again.final_loss, again.trained_tokens) == (whole.final_loss, whole.trained_tokens)
 
 
-async def test_told_to_end_it_writes_down_where_it_stands(root: Path) -> None:  # noqa: F811
-    whole = train(await made(root, "whole", evaluation=False))
-    order = replace(await made(root, "told", evaluation=False), checkpoint_s=3600.0)
+@pytest.mark.parametrize(("evaluation", "at"), [(False, 5), (True, 5), (True, 6)], ids=["alone", "evaluating", "at-an-epoch-end"])
+async def test_told_to_end_it_writes_down_where_it_stands(root: Path, evaluation: bool, at: int) -> None:  # noqa: F811
+    course = replace(COURSE, keep_best=evaluation, patience=3 if evaluation else None)
+    whole = train(await made(root, "whole", evaluation, course))
+    order = replace(await made(root, "told", evaluation, course), checkpoint_s=3600.0)
+    evaluated, told = dict[float, int](), list[int]()
 
     def tell(event: Progressed) -> None:
-        if event.progress.step == 5:
+        if event.progress.evaluation_loss is not None:
+            evaluated.setdefault(event.progress.evaluation_loss, event.progress.step)
+        if event.progress.step == at and not told:
+            told.append(at)
             os.kill(os.getpid(), signal.SIGTERM)
 
     saved: list[int] = []
     with pytest.raises(InterruptedError):
         train(order, lambda event: (tell(event), saved.append(event.progress.checkpoint_step))[0])
-    assert saved[-1] in (5, 6)
+    assert saved[-1] in (at, at + 1)
+    # It did not stop to evaluate half an epoch.
+    assert not [step for step in evaluated.values() if step % 3]
     assert not manifest.AdapterFiles(root / "adapters").exists("told")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert train(order).weights_sha256 == whole.weights_sha256
@@ -107,7 +116,7 @@ async def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(root: Path) ->
     (folder / "checkpoint-4" / "whole.json").write_text('{"torch": "1.0"}')
     seen: list[int] = []
     train(order, lambda event: seen.append(event.progress.step))
-    assert seen[0] == 0
+    assert seen[0] == 3
 
 
 async def test_the_best_epoch_is_kept_and_patience_ends_a_course_that_gets_worse(root: Path) -> None:  # noqa: F811
@@ -128,6 +137,42 @@ async def test_the_best_epoch_is_kept_and_patience_ends_a_course_that_gets_worse
 async def test_a_disk_that_will_be_full_is_seen_before_the_first_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     order = await made(root, "full", evaluation=False)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 30 << 20))  # type: ignore[attr-defined]
-    with pytest.raises(FailedPrecondition, match=r"need about 32 MiB under the trainer's data_dir, and 30 are free") as full:
+    with pytest.raises(FailedPrecondition, match=r"need about 64 MiB under the trainer's data_dir, and 30 are free") as full:
         train(order, lambda _: pytest.fail("it began"))
     assert full.value.reason == "DISK_FULL"
+
+
+async def test_killed_while_it_publishes_it_comes_to_the_same_end_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    course = replace(COURSE, epochs=30.0, learning_rate=0.05, keep_best=True, patience=2)
+    whole = train(await made(root, "whole", evaluation=True, course=course))
+    order = await made(root, "killed", evaluation=True, course=course)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(sft, "publish", killed)
+        train(order)
+    again = train(order)
+    assert (again.weights_sha256, again.trained_tokens) == (whole.weights_sha256, whole.trained_tokens)
+    told = json.loads((root / "adapters" / "killed" / "manifest.json").read_text())
+    assert told["step"] < told["steps"]
+
+
+async def test_a_checkpoint_that_cannot_be_read_is_not_in_the_way_twice(root: Path) -> None:  # noqa: F811
+    order = await made(root, "rotten", evaluation=False)
+
+    def kill(event: Progressed) -> None:
+        if event.progress.step == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(order, kill)
+    last = newest(Path(order.checkpoints_dir))
+    assert last is not None
+    (last / "optimizer.pt").write_bytes(b"rot")
+    with pytest.raises(Exception, match=r".+"):  # whatever the library says of it
+        train(order)
+    seen: list[int] = []
+    train(order, lambda event: seen.append(event.progress.step))
+    assert seen[0] == 4
