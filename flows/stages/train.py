@@ -16,10 +16,10 @@ from flows.data.split import place
 from flows.data.training_set import TrainingContext, training_set
 from flows.errors import TrialError, UserError
 from flows.records import Example, Hit
-from flows.spec import TrainingSpec
 from flows.stages.prepare import Prepared
 from flows.stages.snapshot import Snapshot
 from flows.store import digest
+from flows.training_spec import TrainingSpec
 from flows.trial import Trial
 
 VERSION = 1
@@ -75,8 +75,8 @@ async def train(trial: Trial, prepared: Prepared, snapshot: Snapshot | None) -> 
 async def _one(trial: Trial, prepared: Prepared, snapshot: Snapshot | None, key: AdapterKey) -> TrainedAdapter:
     training = trial.spec.training[key.family]
     examples, short = _examples(trial, prepared, snapshot, training, key.size)
-    kept, shown = _divided(trial, prepared, examples, key)
-    rows_key, evaluation_key = digest(kept), digest(shown) if shown else None
+    rows, evaluation = _divided(trial, prepared, examples, key)
+    rows_key, evaluation_key = digest(rows), digest(evaluation) if evaluation else None
     recipe = training.model_dump(mode="json", exclude={"model", "context", "sizes", "seeds"})
     inputs = {
         "version": VERSION,
@@ -95,8 +95,8 @@ async def _one(trial: Trial, prepared: Prepared, snapshot: Snapshot | None, key:
         spec = trainer_pb2.TrainingSpec(
             adapter_name=name,
             base=trial.loaded.base(training.model),
-            dataset_uri=write("training-sets", rows_key, "train.jsonl", kept),
-            evaluation_uri=write("training-sets", evaluation_key, "evaluation.jsonl", shown) if evaluation_key else "",
+            dataset_uri=write("training-sets", rows_key, "train.jsonl", rows),
+            evaluation_uri=write("training-sets", evaluation_key, "evaluation.jsonl", evaluation) if evaluation_key else "",
             seed=key.seed,
             **_method(training),
         )

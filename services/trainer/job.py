@@ -44,13 +44,7 @@ def main(folder: Path) -> int:
     """Trains; the exit code."""
     service = socket.socket(fileno=os.dup(0))
     threading.Thread(target=_end_with, args=(service,), daemon=True).start()
-
-    leads = os.environ.get("RANK", "0") == "0"
-
-    def report(event: Event) -> None:
-        # One of several processes speaks for all; why one cannot go on, each says for itself.
-        if leads or isinstance(event, Failed):
-            service.sendall(EVENT.dump_json(event) + b"\n")
+    report = speaker(lambda event: service.sendall(EVENT.dump_json(event) + b"\n"))
 
     def end(_number: int, _frame: Any) -> None:
         report(Interrupted())
@@ -59,6 +53,21 @@ def main(folder: Path) -> int:
     # While it trains the recipe heeds it, and saves where it stands; before and after there is nothing to save.
     signal.signal(signal.SIGTERM, end)
     return attempt(folder / ORDER_FILE, report)
+
+
+def leads() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def speaker(send: Callable[[Event], None]) -> Callable[[Event], None]:
+    """`send`, as far as this process speaks: one of several does for all; why one cannot go on, each says for itself."""
+
+    def report(event: Event) -> None:
+        if leads() or isinstance(event, Failed):
+            send(event)
+
+    return report
 
 
 def attempt(order_file: Path, report: Callable[[Event], None]) -> int:

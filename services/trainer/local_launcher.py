@@ -44,6 +44,7 @@ def cuda_present() -> bool:
 def job_environment(environment: Mapping[str, str], threads: int, processes: int = 1) -> dict[str, str]:
     """The environment of a training process."""
     passed = {name: environment[name] for name in _PASSED if name in environment}
+    devices = passed["CUDA_VISIBLE_DEVICES"].split(",") if "CUDA_VISIBLE_DEVICES" in passed else [str(n) for n in range(processes)]
     return {
         **passed,
         "PYTHONPATH": str(_ROOT),
@@ -59,7 +60,7 @@ def job_environment(environment: Mapping[str, str], threads: int, processes: int
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         # A device for each process.
-        "CUDA_VISIBLE_DEVICES": ",".join(passed.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(processes)))).split(",")[:processes]),
+        "CUDA_VISIBLE_DEVICES": ",".join(devices[:processes]),
         # Needed by the warm process: pyarrow must start no thread, and asking for CUDA must not start CUDA.
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
@@ -134,11 +135,6 @@ class LocalRun:
         self._reader, self._writer, self._folder, self._grace_s, self._process = reader, writer, folder, grace_s, process
         self._pid = process.pid if process else None
         self._gone = asyncio.Event()
-
-    @property
-    def pid(self) -> int | None:
-        """Of the process that leads the group, once it is known."""
-        return self._pid
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens, in order; the last is Exited. To be read once."""

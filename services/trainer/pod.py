@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-from services.trainer.domain import Event, Failed
-from services.trainer.job import FAILED, SUCCEEDED, attempt
+from services.trainer.domain import Event
+from services.trainer.job import FAILED, SUCCEEDED, attempt, leads, speaker
 from services.trainer.manifest import AdapterFiles
 from services.trainer.records import EVENT, ORDER
 
@@ -29,22 +29,19 @@ def main(order_file: Path) -> int:
     """Trains; the exit code."""
     # The first process of a container ignores every signal that it does not handle. While it trains, the recipe handles this one.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(ENDED_CODE))
-    leads = os.environ.get("RANK", "0") == "0"
-
-    def report(event: Event) -> None:
-        # One of many processes speaks for all; why one cannot go on, each says for itself.
-        if leads or isinstance(event, Failed):
-            sys.stdout.flush()
-            # In one go, so that no other process writes in between.
-            os.write(1, f"{_MARK}{EVENT.dump_json(event).decode()}\n".encode())
-
-    if _is_done(order_file, leads):
+    if _is_done(order_file):
         return SUCCEEDED
-    code = attempt(order_file, report)
+    code = attempt(order_file, speaker(_write))
     return FAILED_CODE if code == FAILED else code
 
 
-def _is_done(order_file: Path, leads: bool) -> bool:
+def _write(event: Event) -> None:
+    sys.stdout.flush()
+    # In one go, so that no other process writes in between.
+    os.write(1, f"{_MARK}{EVENT.dump_json(event).decode()}\n".encode())
+
+
+def _is_done(order_file: Path) -> bool:
     """Whether an earlier pod of the job published before it was ended; what it left half-made is removed."""
     # An order that cannot be read is the attempt's to report.
     with contextlib.suppress(OSError, ValueError):
@@ -52,7 +49,7 @@ def _is_done(order_file: Path, leads: bool) -> bool:
         adapters = AdapterFiles(Path(order.adapters_dir))
         if adapters.published(order.spec.adapter_name, order.job_id) is not None:
             return True
-        if leads:
+        if leads():
             adapters.discard_partial(order.job_id)
     return False
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.trainer.domain import Order
-from services.trainer.inputs import HUB_PATTERNS, file_sha256, text_sha256, weights_sha256
+from services.trainer.inputs import HUB_PATTERNS, text_sha256, weights_sha256
 from services.trainer.spec import Optimization
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -64,15 +64,6 @@ def checked_base(order: Order) -> tuple[Path, str]:
         message = "the files of base {base} changed since the job was created: create the job again"
         raise FailedPrecondition("BASE_CHANGED", message, base=order.spec.base)
     return folder, sha256
-
-
-def check_unchanged(order: Order) -> None:
-    """Raises FailedPrecondition DATASET_CHANGED when data are not those that the job was created for."""
-    inputs = order.inputs
-    for path, expected in ((inputs.dataset_path, inputs.dataset_sha256), (inputs.evaluation_path, inputs.evaluation_sha256)):
-        if path is not None and file_sha256(Path(path)) != expected:
-            message = "{name} changed since the job was created: create the job again"
-            raise FailedPrecondition("DATASET_CHANGED", message, name=Path(path).name)
 
 
 def load_tokenizer(base: Path) -> Any:

@@ -65,7 +65,7 @@ def check_room(folder: Path, trainable_parameters: int) -> None:
         raise FailedPrecondition("DISK_FULL", message, needed=needed >> 20, free=free >> 20)
 
 
-class Checkpoints(TrainerCallback):
+class Checkpointing(TrainerCallback):
     """Asks the trainer for checkpoints, and marks those that are whole."""
 
     def __init__(self, every_s: float, saved: Callable[[int], None]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from services.trainer.domain import Event, Order
 from services.trainer.recipes.base import precision
-from services.trainer.recipes.checkpoints import KEPT, Checkpoints, check_room, newest
+from services.trainer.recipes.checkpoints import KEPT, Checkpointing, check_room, newest
 from services.trainer.recipes.progress import ProgressReporter
 
 
@@ -88,7 +89,6 @@ class LengthOrder(torch.utils.data.Sampler[int]):
 class InLengthOrder:
     """To be put before a trainer of TRL: takes examples in LengthOrder."""
 
-    args: Any
     state: Any
 
     def __init__(self, *, lengths: Sequence[int], order: Order, **more: Any) -> None:
@@ -117,34 +117,42 @@ class Patience(TrainerCallback):
             control.should_training_stop = True
 
 
-def callbacks(order: Order, report: Callable[[Event], None]) -> list[TrainerCallback]:
-    """What watches a trainer of this order; `run` needs it."""
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What looks on while a trainer trains."""
+
+    progress: ProgressReporter
+    checkpoints: Checkpointing
+    callbacks: list[TrainerCallback]
+    """All of it, for the trainer."""
+
+
+def watch(order: Order, report: Callable[[Event], None]) -> Watch:
+    """For one trainer of this order."""
     progress, patience = ProgressReporter(report), order.spec.method.optimization.patience
+    checkpoints = Checkpointing(order.checkpoint_s, progress.saved)
     # Patience comes before checkpoints: a run that it ends is not to be written down as interrupted.
-    return [*([] if patience is None else [Patience(patience)]), progress, Checkpoints(order.checkpoint_s, progress.saved)]
+    return Watch(progress, checkpoints, [*([] if patience is None else [Patience(patience)]), progress, checkpoints])
 
 
-def run(trainer: Any, order: Order) -> ProgressReporter:
-    """Trains to the end, from the newest whole checkpoint on; how it went.
+def run(trainer: Any, order: Order, watch: Watch) -> None:
+    """Trains to the end, from the newest whole checkpoint on; `watch` is the trainer's.
 
     Raises FailedPrecondition DISK_FULL before the first step, InterruptedError when the process was told to end before the last; then a
     checkpoint holds where it stood.
     """
     # Steps are reported; printed as well, they would bury what went wrong in the log.
     trainer.remove_callback(PrinterCallback)
-    watching = {type(callback): callback for callback in trainer.callback_handler.callbacks}
-    progress: ProgressReporter = watching[ProgressReporter]
-    checkpoints: Checkpoints = watching[Checkpoints]
-    begun = newest(Path(order.checkpoints_dir))
-    check_room(Path(order.checkpoints_dir), sum(weights.numel() for weights in trainer.model.parameters() if weights.requires_grad))
+    folder = Path(order.checkpoints_dir)
+    begun = newest(folder)
+    check_room(folder, sum(weights.numel() for weights in trainer.model.parameters() if weights.requires_grad))
     try:
-        with checkpoints.heeding_signals():
+        with watch.checkpoints.heeding_signals():
             trainer.train(resume_from_checkpoint=None if begun is None else str(begun))
     except Exception:
-        if begun is not None and not progress.begun:
+        if begun is not None and not watch.progress.begun:
             # It cannot be read, and is not to be in the way of the next attempt.
             shutil.rmtree(begun, ignore_errors=True)
         raise
-    if checkpoints.interrupted:
+    if watch.checkpoints.interrupted:
         raise InterruptedError
-    return progress

@@ -16,10 +16,10 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
 from services.trainer import canaries, formats, preferences
-from services.trainer.domain import Adapter, DatasetRead, Event, Order
+from services.trainer.domain import Adapter, DatasetReport, Event, Order
 from services.trainer.preferences import Pair
-from services.trainer.recipes import course
-from services.trainer.recipes.base import check_targets, check_unchanged, length_limit, open_base
+from services.trainer.recipes import course, data
+from services.trainer.recipes.base import check_targets, length_limit, open_base
 from services.trainer.recipes.outcome import Learnt, publish
 from services.trainer.recipes.sft import adapter_settings
 from services.trainer.spec import DirectPreferenceOptimization
@@ -35,31 +35,29 @@ def train(order: Order, report: Callable[[Event], None]) -> Adapter | None:
     base = open_base(order)
     check_targets(base.model, method.lora.target_modules)
     max_length = length_limit(method.optimization.max_length, base.context)
-    check_unchanged(order)
-    rows = formats.preferences(Path(order.inputs.dataset_path), "dataset_uri")
-    pairs, found = preferences.prepare(base.tokenizer, rows, max_length, "dataset_uri")
-    report(DatasetRead(found))
-    evaluation = None
-    if order.inputs.evaluation_path is not None:
-        rows = formats.preferences(Path(order.inputs.evaluation_path), "evaluation_uri")
-        evaluation = to_dataset(preferences.prepare(base.tokenizer, rows, max_length, "evaluation_uri")[0])
+
+    def prepare(path: Path, field: str) -> tuple[list[Pair], DatasetReport]:
+        return preferences.prepare(base.tokenizer, formats.preferences(path, field), max_length, field)
+
+    pairs, found, evaluation = data.read(order, report, prepare)
     # The library's own switch would silence the adapter's as well. The base is the reference too: the two must not draw differently.
     disable_dropout_in_model(base.model)
     learnt = Learnt(found, canaries.choose(base.tokenizer, [pair.as_example() for pair in pairs], base.context), max_length)
 
+    watch = course.watch(order, report)
     trainer = _Trainer(
         order=order,
         lengths=[len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs],
         model=base.model,
         args=DPOConfig(**course.arguments(order), beta=method.beta, max_length=None, disable_dropout=False),
         train_dataset=to_dataset(pairs),
-        eval_dataset=evaluation,
+        eval_dataset=None if evaluation is None else to_dataset(evaluation),
         processing_class=base.tokenizer,
         peft_config=adapter_settings(method.lora),
-        callbacks=course.callbacks(order, report),
+        callbacks=watch.callbacks,
     )
-    progress = course.run(trainer, order)
-    return publish(order, base, learnt, trainer.model, progress)
+    course.run(trainer, order, watch)
+    return publish(order, base, learnt, trainer.model, watch.progress)
 
 
 class _Trainer(course.InLengthOrder, DPOTrainer):

@@ -1,6 +1,6 @@
-"""Supervised fine-tuning: TRL's SFTTrainer with a PEFT LoRA adapter on data that are tokenized beforehand, so that every count is exact.
+"""Supervised fine-tuning: TRL's SFTTrainer with an adapter of PEFT on data that are tokenized beforehand, so that every count is exact.
 
-Read `train` from top to bottom: base, data, trainer, adapter. Knows no queue and no wire.
+Read `train` and `fine_tune` from top to bottom: base, data, trainer, adapter. Knows no queue and no wire.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from services.trainer import canaries, dataset, formats
 from services.trainer.dataset import Example
-from services.trainer.domain import Adapter, DatasetRead, Event, Order
-from services.trainer.recipes import course
-from services.trainer.recipes.base import Base, check_targets, check_unchanged, length_limit, open_base
+from services.trainer.domain import Adapter, DatasetReport, Event, Order
+from services.trainer.recipes import course, data
+from services.trainer.recipes.base import Base, check_targets, length_limit, open_base
 from services.trainer.recipes.outcome import Learnt, publish
 from services.trainer.spec import Lora, PromptTuning, SupervisedFineTuning
 
@@ -39,16 +39,14 @@ def train(order: Order, report: Callable[[Event], None]) -> Adapter | None:
 def fine_tune(order: Order, base: Base, adapter: PeftConfig, context: int, report: Callable[[Event], None]) -> Adapter | None:
     """Any adapter on the assistant's tokens; `context` is the room that it leaves, in tokens."""
     max_length = length_limit(order.spec.method.optimization.max_length, context)
-    check_unchanged(order)
-    rows = formats.conversations(Path(order.inputs.dataset_path), "dataset_uri")
-    examples, found = dataset.prepare(base.tokenizer, rows, max_length, "dataset_uri")
-    report(DatasetRead(found))
-    evaluation = None
-    if order.inputs.evaluation_path is not None:
-        rows = formats.conversations(Path(order.inputs.evaluation_path), "evaluation_uri")
-        evaluation = to_dataset(dataset.prepare(base.tokenizer, rows, max_length, "evaluation_uri")[0])
+
+    def prepare(path: Path, field: str) -> tuple[list[Example], DatasetReport]:
+        return dataset.prepare(base.tokenizer, formats.conversations(path, field), max_length, field)
+
+    examples, found, evaluation = data.read(order, report, prepare)
     learnt = Learnt(found, canaries.choose(base.tokenizer, examples, context), max_length)
 
+    watch = course.watch(order, report)
     trainer = AnswerTrainer(
         order=order,
         lengths=[len(example.input_ids) for example in examples],
@@ -60,13 +58,13 @@ def fine_tune(order: Order, base: Base, adapter: PeftConfig, context: int, repor
             packing=False,
         ),
         train_dataset=to_dataset(examples),
-        eval_dataset=evaluation,
+        eval_dataset=None if evaluation is None else to_dataset(evaluation),
         processing_class=base.tokenizer,
         peft_config=adapter,
-        callbacks=course.callbacks(order, report),
+        callbacks=watch.callbacks,
     )
-    progress = course.run(trainer, order)
-    return publish(order, base, learnt, trainer.model, progress)
+    course.run(trainer, order, watch)
+    return publish(order, base, learnt, trainer.model, watch.progress)
 
 
 class AnswerTrainer(course.InLengthOrder, SFTTrainer):

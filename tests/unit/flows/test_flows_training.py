@@ -9,9 +9,9 @@ from test_flows_chunking import trial
 from tunetrial.trainer.v1 import trainer_pb2
 
 from flows.errors import UserError
-from flows.spec import TrainingSpec
 from flows.stages.prepare import prepare
 from flows.stages.train import AdapterKey, _divided, _examples, _method
+from flows.training_spec import TrainingSpec
 
 SHARE = 0.4
 

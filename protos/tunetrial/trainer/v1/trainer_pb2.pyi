@@ -71,13 +71,14 @@ class TrainingSpec(_message.Message):
     DPO_FIELD_NUMBER: _builtins.int
     PROMPT_TUNING_FIELD_NUMBER: _builtins.int
     HOSTED_FIELD_NUMBER: _builtins.int
+    FULL_FIELD_NUMBER: _builtins.int
     adapter_name: _builtins.str
     """Name that the adapter gets: letters, digits, '.', '-' and '_', 1 to 128 characters, not beginning with '.'."""
     base: _builtins.str
-    """Path or hub name of the base model."""
+    """Path or hub name of the base model; for hosted, a provider's name for it."""
     dataset_uri: _builtins.str
     """Training data: a file under an allowed root, UTF-8, a JSON object a line or one list of objects. The format is told by the keys, all rows have the
-    same, other keys are left alone. For sft and prompt tuning: `messages` (`role`, `content`), `conversations` (ShareGPT: `from`, `value`), `prompt` and
+    same, other keys are left alone. For all methods but dpo: `messages` (`role`, `content`), `conversations` (ShareGPT: `from`, `value`), `prompt` and
     `completion` (two texts or two lists of messages), or `instruction`, `input` and `output` (Alpaca); each ends with the assistant's turn. For dpo:
     `prompt`, `chosen` and `rejected` (texts or messages). One row that cannot be used refuses the file: DATASET_UNREADABLE counts such rows and names
     the first of them by line and reason.
@@ -102,6 +103,10 @@ class TrainingSpec(_message.Message):
     def hosted(self) -> Global___HostedFineTuning:
         """A provider's fine-tuning service."""
 
+    @_builtins.property
+    def full(self) -> Global___FullFineTuning:
+        """Supervised fine-tuning of all weights."""
+
     def __init__(
         self,
         *,
@@ -114,12 +119,13 @@ class TrainingSpec(_message.Message):
         dpo: Global___DirectPreferenceOptimization | None = ...,
         prompt_tuning: Global___PromptTuning | None = ...,
         hosted: Global___HostedFineTuning | None = ...,
+        full: Global___FullFineTuning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dpo", b"dpo", "hosted", b"hosted", "method", b"method", "prompt_tuning", b"prompt_tuning", "sft", b"sft"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dpo", b"dpo", "full", b"full", "hosted", b"hosted", "method", b"method", "prompt_tuning", b"prompt_tuning", "sft", b"sft"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_name", b"adapter_name", "base", b"base", "dataset_uri", b"dataset_uri", "dpo", b"dpo", "evaluation_uri", b"evaluation_uri", "hosted", b"hosted", "method", b"method", "prompt_tuning", b"prompt_tuning", "seed", b"seed", "sft", b"sft"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_name", b"adapter_name", "base", b"base", "dataset_uri", b"dataset_uri", "dpo", b"dpo", "evaluation_uri", b"evaluation_uri", "full", b"full", "hosted", b"hosted", "method", b"method", "prompt_tuning", b"prompt_tuning", "seed", b"seed", "sft", b"sft"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["sft", "dpo", "prompt_tuning", "hosted"]  # noqa: Y015
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["sft", "dpo", "prompt_tuning", "hosted", "full"]  # noqa: Y015
     _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_method) -> _WhichOneofReturnType_method | None: ...
 
@@ -251,7 +257,7 @@ class Optimization(_message.Message):
     max_steps: _builtins.int
     """Steps instead of epochs, at least 1; not both."""
     learning_rate: _builtins.float
-    """Peak learning rate, above 0; unset means 2e-4 for sft, 1e-5 for dpo, 3e-2 for prompt tuning."""
+    """Peak learning rate, above 0; unset means 2e-4 for sft, 1e-5 for dpo, 3e-2 for prompt tuning, 2e-5 for full."""
     batch_size: _builtins.int
     """Examples a step in all, at least 1; unset means 16."""
     micro_batch_size: _builtins.int
@@ -423,8 +429,32 @@ class PromptTuning(_message.Message):
 Global___PromptTuning: _TypeAlias = PromptTuning  # noqa: Y015
 
 @_typing.final
+class FullFineTuning(_message.Message):
+    """Supervised fine-tuning of all weights of the base; what comes of it is a model of its own, not an adapter beside its base."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIMIZATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def optimization(self) -> Global___Optimization:
+        """Course of the optimiser."""
+
+    def __init__(
+        self,
+        *,
+        optimization: Global___Optimization | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["optimization", b"optimization"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["optimization", b"optimization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FullFineTuning: _TypeAlias = FullFineTuning  # noqa: Y015
+
+@_typing.final
 class HostedFineTuning(_message.Message):
-    """A provider's fine-tuning service."""
+    """A provider's fine-tuning service, asked by the OpenAI protocol; the weights stay there."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -451,10 +481,10 @@ class HostedFineTuning(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The provider's name for the base model."""
+    """The provider's name for the base model; empty means `base` of the spec."""
     @_builtins.property
     def hyperparameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The provider's own settings."""
+        """Hyperparameters by the provider's names, as JSON values; empty means the provider's defaults."""
 
     def __init__(
         self,
@@ -713,6 +743,7 @@ class Adapter(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     LIBRARY_VERSIONS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EVALUATION_LOSS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the job's spec."""
     uri: _builtins.str
@@ -733,6 +764,8 @@ class Adapter(_message.Message):
     """Tokens seen in training."""
     training_s: _builtins.float
     """Seconds that training took, loading not counted."""
+    evaluation_loss: _builtins.float
+    """Loss on the evaluation data of the weights that it has, in nats; unset without."""
     @_builtins.property
     def dataset(self) -> Global___DatasetReport:
         """What it learnt about its data."""
@@ -761,12 +794,15 @@ class Adapter(_message.Message):
         dataset: Global___DatasetReport | None = ...,
         library_versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        evaluation_loss: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "dataset", b"dataset"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluation_loss", b"_evaluation_loss", "create_time", b"create_time", "dataset", b"dataset", "evaluation_loss", b"evaluation_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_sha256", b"base_sha256", "create_time", b"create_time", "dataset", b"dataset", "dataset_sha256", b"dataset_sha256", "final_loss", b"final_loss", "job_id", b"job_id", "library_versions", b"library_versions", "name", b"name", "trained_tokens", b"trained_tokens", "training_s", b"training_s", "uri", b"uri", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluation_loss", b"_evaluation_loss", "base", b"base", "base_sha256", b"base_sha256", "create_time", b"create_time", "dataset", b"dataset", "dataset_sha256", b"dataset_sha256", "evaluation_loss", b"evaluation_loss", "final_loss", b"final_loss", "job_id", b"job_id", "library_versions", b"library_versions", "name", b"name", "trained_tokens", b"trained_tokens", "training_s", b"training_s", "uri", b"uri", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__evaluation_loss: _TypeAlias = _typing.Literal["evaluation_loss"]  # noqa: Y015
+    _WhichOneofArgType__evaluation_loss: _TypeAlias = _typing.Literal["_evaluation_loss", b"_evaluation_loss"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__evaluation_loss) -> _WhichOneofReturnType__evaluation_loss | None: ...
 
 Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
 
