@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-real check protos client lock bench clean
+.PHONY: setup demo test test-real test-k8s check protos client lock bench clean
 
 setup: .venv/ready             ## install all pinned libraries into .venv
 
@@ -21,6 +21,9 @@ test: setup                    ## all tests that need nothing but this machine
 
 test-real: setup               ## tests on real Elasticsearch and vLLM servers, and of Go callers; needs Maven, a JDK of Java 17 or later, and Go
 	$(BIN)/pytest -v -n 2 --dist loadfile --real tests/real tests/contract/retriever/test_retriever_conformance.py
+
+test-k8s: setup                ## training on a real Kubernetes control plane with simulated GPU nodes; needs Go, with which it is built once (10 minutes)
+	$(BIN)/pytest -v -n 2 --dist loadfile --kubernetes tests/kubernetes
 
 check: setup                   ## style, types, import contracts, the proto contract and its generated code
 	$(BIN)/ruff check .

@@ -103,10 +103,12 @@ def _run_flow(name: str, spec: Path, home: Path, runs: Path, *, quiet: bool) -> 
     if is_busy(home) and not (addresses_from_environment() or running_stack(home)):
         # Said at once, before anything is started.
         raise Busy(home)
-    with _interruptible(), printing.listener(err, quiet=quiet) as listener, local_api(home, listener.say):
+    with _interruptible(), printing.listener(err, quiet=quiet) as listener, local_api(home, listener.say) as wait_for_api:
         from prefect.exceptions import TerminationSignal  # noqa: PLC0415  Prefect reads its environment when imported
 
         from flows.experiment import LISTENER, experiment  # noqa: PLC0415
+
+        wait_for_api()
 
         async def work() -> Outcome:
             LISTENER.set(listener)

@@ -29,9 +29,12 @@ from flows.spec_file import load
 from flows.stages.analyse import analyse
 from flows.stages.answer import answer
 from flows.stages.judge import judge
+from flows.stages.knowledge import knowledge, tagged_families
+from flows.stages.preferences import preferences
 from flows.stages.prepare import prepare
 from flows.stages.promote import promote
 from flows.stages.report import Results, report
+from flows.stages.search import search, searched_families, settings_of
 from flows.stages.snapshot import snapshot
 from flows.stages.train import train
 from flows.trial import Trial, open_trial
@@ -50,16 +53,22 @@ async def experiment(name: str, spec: str, home: str, runs: str) -> Outcome:
     times: dict[str, float] = {}
     try:
         prepared = await _stage("prepare", times, prepare, trial)
+        if tagged_families(trial.spec):
+            prepared = await _stage("knowledge", times, knowledge, trial, prepared)
+        if any(training.preferences is not None for training in trial.spec.training.values()):
+            prepared = await _stage("pairs", times, preferences, trial, prepared)
         searched = await _stage("snapshot", times, snapshot, trial, prepared) if _retrieves(trial) else None
-        adapters = await _stage("train", times, train, trial, prepared, searched)
+        best = await _stage("search", times, search, trial, prepared, searched) if searched_families(trial) else {}
+        adapters = await _stage("train", times, train, trial, prepared, searched, settings_of(trial, best))
         answers, proofs = await _stage("answer", times, answer, trial, prepared, searched, adapters)
         judgements, rubrics = await _stage("judge", times, judge, trial, prepared, answers)
         analysis = await _stage("analyse", times, analyse, trial, prepared, searched, answers, judgements, rubrics)
         _check_unchanged(trial)
         folder = run_folder(Path(runs), name, trial.run_key())
-        found = Results(prepared, searched, tuple(adapters.values()), answers, proofs, judgements, rubrics, analysis)
+        found = Results(prepared, searched, tuple(adapters.values()), answers, proofs, judgements, rubrics, analysis, best)
         markdown = await _stage("report", times, report, trial, folder, found, times)
-        outcome = Outcome.of(analysis, folder, trial.run_key(), round(sum(times.values()), 1), adapters.values(), datetime.now(UTC))
+        seconds, now = round(sum(times.values()), 1), datetime.now(UTC)
+        outcome = Outcome.of(analysis, folder, trial.run_key(), seconds, adapters.values(), now, prepared.knowledge, best)
         save(outcome)
         if trial.spec.promote is not None:
             promoting = partial(promote, alias=trial.spec.promote, passed=outcome.gate == "pass")

@@ -167,6 +167,8 @@ class LocalStack:
             own["TUNETRIAL_RETRIEVER_ADDRESS"] = f"127.0.0.1:{self._ports['retriever']}"
         if service == "trainer":
             own["TUNETRIAL_MODELS"] = json.dumps(self._models)
+            if not os.environ.get("TUNETRIAL_HOSTED") and (hosted := _provider(self._engines)):
+                own["TUNETRIAL_HOSTED"] = json.dumps(hosted)
             # A training process has one thread: one for each core.
             own["TUNETRIAL_SLOTS"] = str(os.cpu_count() or 1)
         if service == "judge":
@@ -197,6 +199,13 @@ class LocalStack:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:] if log.exists() else []
         tail = "\n".join(f"  | {line[:300]}" for line in lines)
         return f"The end of {log}:\n{tail}"
+
+
+def _provider(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The provider of a spec's models as the trainer is told of it; empty without one, or where there are several."""
+    keys = ("url", "api_key_variable")
+    found = [{key: engine[key] for key in keys if key in engine} for engine in engines.values() if engine.get("engine") == "openai"]
+    return found[0] if found and all(each == found[0] for each in found) else {}
 
 
 def _engines_of_environment() -> dict[str, Any]:

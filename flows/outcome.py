@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 if TYPE_CHECKING:
     from flows.analysis.analyse import Analysis
+    from flows.data.knowledge import Knowledge
+    from flows.stages.search import Search
     from flows.stages.train import TrainedAdapter
 
 
@@ -39,17 +41,35 @@ class Outcome:
     arms: int
     promoted: str = ""
     """What the alias of the spec's `promote` stands for since; empty where it was left as it was."""
+    knowledge: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Training questions by how well their base knows them, for families that asked for it: family -> class -> questions."""
+
+    searches: tuple[Mapping[str, Any], ...] = ()
+    """Searches for settings: `family`, `size`, `seed`, `wanted` and `trials`, each with `settings`, `evaluation_loss` (null where it
+    failed), `seconds`, `trained_tokens`, `adapter`, `error` and `taken`."""
 
     @classmethod
     def of(
-        cls, analysis: Analysis, folder: Path, key: str, seconds: float, adapters: Iterable[TrainedAdapter], finished: datetime
+        cls,
+        analysis: Analysis,
+        folder: Path,
+        key: str,
+        seconds: float,
+        adapters: Iterable[TrainedAdapter],
+        finished: datetime,
+        knowledge: Mapping[str, Knowledge],
+        searches: Mapping[str, Search],
     ) -> Outcome:
         """From the analysis of a trial."""
         from flows.report.content import gate_passes  # noqa: PLC0415  brings the statistics, which reading an outcome does not need
 
+        # By name: what was trained once is counted once, however many asked for it.
+        trained = {adapter.name: adapter.trained_tokens for adapter in adapters}
+        trained |= {one.adapter: one.trained_tokens for search in searches.values() for one in search.tried if one.adapter}
         totals = analysis.totals
         counted = totals.prompt_tokens + totals.completion_tokens + totals.judge_prompt_tokens + totals.judge_completion_tokens
-        costs = (totals.cost_usd, totals.judge_cost_usd)
+        counted += sum(known.prompt_tokens + known.completion_tokens for known in knowledge.values())
+        costs = (totals.cost_usd, totals.judge_cost_usd, *(known.cost_usd for known in knowledge.values()))
         return cls(
             key=key,
             folder=str(folder),
@@ -62,10 +82,12 @@ class Outcome:
             gate="pass" if gate_passes(analysis.primary) else "fail",
             seconds=seconds,
             tokens=counted,
-            trained_tokens=sum(adapter.trained_tokens for adapter in adapters),
+            trained_tokens=sum(trained.values()),
             cost_usd=None if None in costs else sum(cost or 0.0 for cost in costs),
             items=analysis.items,
             arms=len(analysis.arms),
+            knowledge={family: known.counts for family, known in knowledge.items()},
+            searches=tuple(one.plain() for one in searches.values()),
         )
 
     @property

@@ -32,10 +32,13 @@ _SETTINGS = {
 
 
 @contextlib.contextmanager
-def local_api(home: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Sets PREFECT_API_URL for the block. Prefect reads its settings when it is imported: enter before. Its files are in `home/prefect`."""
+def local_api(home: Path, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Sets PREFECT_API_URL for the block, and gives what waits until that API answers. Its files are in `home/prefect`.
+
+    Prefect reads its settings when it is imported: enter before, and import before you wait, as both take seconds.
+    """
     if os.environ.get("PREFECT_API_URL"):
-        yield
+        yield lambda: None
         return
     say("starting Prefect's local API")
     folder = home / "prefect"
@@ -51,8 +54,8 @@ def local_api(home: Path, say: Callable[[str], None]) -> Iterator[None]:
         )
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     try:
-        _wait(child, os.environ["PREFECT_API_URL"], folder / "log")
-        yield
+        url = os.environ["PREFECT_API_URL"]
+        yield lambda: _wait(child, url, folder / "log")
     finally:
         del os.environ["PREFECT_API_URL"]
         child.kill()

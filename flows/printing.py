@@ -49,6 +49,10 @@ def outcome(console: Console, found: Outcome, *, again: bool) -> None:
         more = found.contrasts - 1 - min(len(found.also), _ALSO)
         rest = f" · {more} more contrast{'s' if more > 1 else ''} in the report (Holm)" if more > 0 else ""
         console.print("also: " + escape(" · ".join(found.also[:_ALSO])) + rest, highlight=False)
+    for family, classes in found.knowledge.items():
+        console.print(f"{escape(family)}: {_known(classes)}", highlight=False)
+    for search in found.searches:
+        console.print(f"{escape(search['family'])}: {escape(_taken(search))}", highlight=False)
     parts = [_path(found.report), f"{found.seconds / 60:.1f} min", f"{_count(found.tokens)} tokens"]
     if found.trained_tokens:
         parts.append(f"{_count(found.trained_tokens)} trained")
@@ -61,6 +65,23 @@ def outcome(console: Console, found: Outcome, *, again: bool) -> None:
             f"[dim]finished {found.finished[:16].replace('T', ' ')} UTC; nothing has changed since, so nothing was computed[/]",
             highlight=False,
         )
+
+
+def _taken(search: Mapping[str, Any]) -> str:
+    """`of 10 trials the best: rank 8 (evaluation loss 1.234)`."""
+    best = next(one for one in search["trials"] if one["taken"])
+    settings = ", ".join(f"{name} {f'{value:.3g}' if isinstance(value, float) else value}" for name, value in best["settings"].items())
+    return f"of {len(search['trials'])} trials the best: {settings} (evaluation loss {best['evaluation_loss']:.4g})"
+
+
+def _known(classes: Mapping[str, int]) -> str:
+    """`of 300 training questions the base knows 12 % highly, 8 % maybe, 20 % weakly, 60 % not at all`."""
+    names = {"highly_known": "highly", "maybe_known": "maybe", "weakly_known": "weakly", "unknown": "not at all"}
+    asked = sum(classes[name] for name in names)
+    if not asked:
+        return "none of the training questions has an answer that the base could know"
+    shares = ", ".join(f"{100 * classes[name] / asked:.0f} % {word}" for name, word in names.items())
+    return f"of {asked} training questions the base knows {shares}"
 
 
 def outcomes(console: Console, found: Sequence[Outcome]) -> None:
@@ -138,6 +159,10 @@ def _measured(value: Mapping[str, Any], form: str = ".3f") -> str:
     return f"{value['mean']:{form}}{second}"
 
 
+def _searching(jobs: int) -> str:
+    return f", {jobs} of them at most to search for settings" if jobs else ""
+
+
 def validation(console: Console, spec: Path, found: Sequence[Finding], price: Cost | None, counts: Mapping[str, Any]) -> None:
     """What `validate` found, and what a run would cost."""
     for one in found:
@@ -158,11 +183,18 @@ def validation(console: Console, spec: Path, found: Sequence[Finding], price: Co
             )
     if price is not None:
         console.print(
-            f"a run: {price.training_jobs} training jobs ({_count(price.training_tokens)} tokens), {price.answers} answers "
-            f"({_count(price.answer_tokens)} tokens), {price.judgements} judgements ({_count(price.judge_tokens)} tokens); "
+            f"a run: {price.training_jobs} training jobs{_searching(price.search_jobs)} ({_count(price.training_tokens)} tokens), "
+            f"{price.answers} answers ({_count(price.answer_tokens)} tokens), "
+            f"{price.judgements} judgements ({_count(price.judge_tokens)} tokens); "
             f"about {price.minutes_on_a_laptop:g} min with the quickstart's base on two cores",
             highlight=False,
         )
+        if price.knowledge_answers_most:
+            console.print(
+                f"before that: {price.knowledge_answers_least} to {price.knowledge_answers_most} answers from memory, "
+                "to find out what bases know of the training questions",
+                highlight=False,
+            )
     verdict = f"[red]{len(found)} problem{'s' if len(found) != 1 else ''}[/]" if found else "[green]ready to run[/]"
     console.print(f"{escape(str(spec))}: {verdict}", highlight=False)
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import jinja2
@@ -66,7 +67,13 @@ class Template:
         return message
 
     def _user(self, question: str, passages: Sequence[Passage]) -> str:
-        return _ENVIRONMENT.from_string(self.user).render(question=question, passages=passages)
+        return _compiled(self.user).render(question=question, passages=passages)
+
+
+@lru_cache(maxsize=16)
+def _compiled(text: str) -> jinja2.Template:
+    # A trial renders one text tens of thousands of times, and compiling takes far longer than rendering.
+    return _ENVIRONMENT.from_string(text)
 
 
 def load_template(prompt: PromptSpec, folder: Path) -> Template:

@@ -6,6 +6,10 @@ Every record is a frozen dataclass; tables of them live in the store as Parquet 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+KnowledgeClass = Literal["highly_known", "maybe_known", "weakly_known", "unknown"]
+"""How well a base knows the answer to a question; the rule is in `flows.data.knowledge`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,19 @@ class Example:
     passages: tuple[str, ...]
     answer: str
     gold_shown: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnowledgeTag:
+    """What a base knows of one training item."""
+
+    item: str
+    known: KnowledgeClass | Literal["unanswerable"]
+    """`unanswerable` where the documents hold no answer: there is nothing to know, and nothing was asked."""
+    p_greedy: float | None
+    """Share of the sets of worked examples with which the greedy answer was right; None where nothing was asked."""
+    p_sampled: float | None
+    """Share of the sampled answers that were right; None where a greedy one was, which settles the class without them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class ModelSpec(Part):
     """A base model by its weights, or a model of a provider by its name there."""
 
     base: str | None = Field(None, min_length=1, description="Folder with safetensors weights (starts with . or /) or hub name.")
-    engine: Literal["openai"] | None = Field(None, description="A model that is asked by the OpenAI protocol; it has no adapters.")
+    engine: Literal["openai"] | None = Field(None, description="A model that is asked by the OpenAI protocol; its adapters are hosted.")
     model: str | None = Field(None, min_length=1, description="engine openai: name of the model at the provider.")
     url: str = Field("https://api.openai.com/v1", pattern=r"^https?://[^\s/@]+(/\S*)?$", description="engine openai: address of the API.")
     api_key_variable: str = Field("OPENAI_API_KEY", description="engine openai: environment variable with the key; empty for none.")
@@ -164,6 +164,11 @@ class Spec(Part):
                 for seed in training.seeds
             )
         return tuple(found)
+
+    def quoting(self) -> frozenset[str]:
+        """Contestants that were trained to quote before they answer: what is judged follows the quotation."""
+        families = {name for name, training in self.training.items() if training.raft is not None and training.raft.quote}
+        return frozenset(contestant.id for contestant in self.contestants() if contestant.adapter in families)
 
     def primary_arm(self) -> str:
         """Name of the primary arm as the report has it: `raft-1000`."""

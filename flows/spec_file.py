@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from flows.data_spec import ChunkSpec, DataSpec, RetrievalSpec, SourceSpec
 from flows.errors import UserError
+from flows.grid import GridMistake, expanded
 from flows.spec import LoadedSpec, Spec
 from flows.study_spec import LoadedStudy, StudySpec
 
@@ -34,7 +35,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def load(path: Path) -> LoadedSpec:
     """The spec in a YAML file. Raises SpecError with every mistake found in it; contacts nothing and reads no data."""
-    spec = _parsed(_raw(path), Spec, path)
+    spec = _trial(_raw(path), path)
     problems = list(_contradictions(spec))
     if problems:
         raise SpecError(path, problems)
@@ -48,7 +49,7 @@ def load_study(path: Path) -> LoadedStudy:
     raw = _raw(path)
     if "arms" in raw or "models" in raw:
         # What is wrong with models and arms is for `tunetrial run` to say: retrieval needs none.
-        trial = _parsed(raw, Spec, path)
+        trial = _trial(raw, path)
         return LoadedStudy(StudySpec(name=trial.name, data=trial.data, retrieval=trial.retrieval), path.resolve())
     spec = _parsed(raw, StudySpec, path)
     problems = list(_window_mistakes(spec))
@@ -77,6 +78,13 @@ def _raw(path: Path) -> dict[Any, Any]:
     if not isinstance(raw, dict):
         raise SpecError(path, ["a spec is a mapping with the keys " + ", ".join(Spec.model_fields)])
     return raw
+
+
+def _trial(raw: dict[Any, Any], path: Path) -> Spec:
+    try:
+        return _parsed(expanded(raw), Spec, path)
+    except GridMistake as error:
+        raise SpecError(path, [str(error)]) from None
 
 
 def _parsed(raw: dict[Any, Any], model: type[Model], path: Path) -> Model:
@@ -108,7 +116,7 @@ def _flat(text: str) -> str:
 
 def _explain(detail: Mapping[str, Any], spec: type[BaseModel]) -> str:
     # A discriminating step of a union is no key that the user wrote.
-    location = [str(step) for step in detail["loc"] if not str(step).startswith(("context-",))]
+    location = [str(step) for step in detail["loc"] if not str(step).startswith(("context-", "search-"))]
     where = ".".join(location)
     if detail["type"] == "extra_forbidden":
         key = location[-1]
@@ -165,8 +173,13 @@ def _contradictions(spec: Spec) -> Iterator[str]:
     for family, training in spec.training.items():
         if training.model not in spec.models:
             yield f"training.{family}.model: {_unknown(training.model, spec.models)}"
-        elif spec.models[training.model].base is None:
-            yield f"training.{family}.model: {training.model} is a provider's model, whose weights cannot be trained; name one with a base"
+        elif training.method == "hosted" and spec.models[training.model].base is not None:
+            yield f"training.{family}.model: method hosted trains a provider's model, and {training.model} has weights here; take another"
+        elif training.method != "hosted" and spec.models[training.model].base is None:
+            yield (
+                f"training.{family}.model: {training.model} is a provider's model, whose weights cannot be trained here; "
+                "name one with a base, or set method: hosted"
+            )
     for name, arm in spec.arms.items():
         if arm.model is not None and arm.model not in spec.models:
             yield f"arms.{name}.model: {_unknown(arm.model, spec.models)}"

@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flows.clients import addresses_from_environment
+from flows.clients import SERVICES, addresses_from_environment
 from flows.connections import Services
 from flows.data.encoder import EncoderFiles, EncoderTokens, find_encoder, load_encoder_tokens
 from flows.data_spec import is_folder
+from flows.earlier_run import files_of
 from flows.fingerprint import Fingerprints
 from flows.local_stack import LocalStack, running_stack
 from flows.progress import Progress
@@ -79,7 +80,14 @@ class Trial:
             "encoder": self.fingerprints.folder(Path(encoder)) if is_folder(encoder) else encoder,
             "template": {"user": template.user, "system": template.system, "abstentions": list(template.abstentions)},
             **counted_by,
+            **({"preferences": pairs} if (pairs := self._preferences()) else {}),
         }
+
+    def _preferences(self) -> dict[str, str]:
+        """Contents of the files that pairs of answers come from."""
+        named = (training.preferences for training in self.spec.training.values() if training.preferences is not None)
+        files = {name: path for one in named for name, path in files_of(one, self.loaded.resolve).items()}
+        return {name: self.fingerprints.file(path) for name, path in files.items()}
 
     def run_key(self) -> str:
         """Address of the whole trial."""
@@ -91,9 +99,16 @@ def open_trial(loaded: LoadedSpec, home: Path, progress: Progress) -> Trial:
     addresses = addresses_from_environment() or running_stack(home)
     folders = tuple(Path(name) for name in (*loaded.bases.values(), loaded.encoder) if is_folder(name))
     spec = loaded.spec
-    stack = None if addresses else LocalStack(home, loaded.bases, folders, spec.prompt.abstentions, engines=engine_settings(spec))
+    engines = engine_settings(spec)
+    stack = None if addresses else LocalStack(home, loaded.bases, folders, spec.prompt.abstentions, needed_services(spec), engines)
     services = Services(addresses or {}, stack, progress.say)
     return Trial(loaded, home, Store(str(home / "store")), services, progress)
+
+
+def needed_services(spec: Spec) -> tuple[str, ...]:
+    """Services that the trial uses: nobody waits for a trainer where nothing is trained."""
+    trains = any(arm.adapter is not None for arm in spec.arms.values())
+    return tuple(service for service in SERVICES if trains or service != "trainer")
 
 
 def engine_settings(spec: Spec) -> dict[str, dict[str, Any]]:

@@ -9,15 +9,19 @@ from pathlib import Path
 
 from tunetrial.judge.v1 import judge_pb2
 
-from flows.clients import SERVICES
+from flows.data.exemplars import Exemplars
 from flows.data.tokens import word_spans
 from flows.data_spec import is_folder
+from flows.earlier_run import files_of
 from flows.errors import TrialError, UserError
 from flows.spec import Spec
+from flows.stages.knowledge import answers_to_ask, tagged_families
+from flows.stages.preferences import preferences
 from flows.stages.prepare import Prepared, prepare
 from flows.stages.serve import serve_base
 from flows.stages.snapshot import check_reranker
-from flows.trial import Trial
+from flows.training_cost import training_cost
+from flows.trial import Trial, needed_services
 
 # Model tokens to one word or mark of English text; tokenizers of large models need fewer, small vocabularies more.
 _TOKENS_A_WORD = 1.3
@@ -36,6 +40,12 @@ class Cost:
     judgements: int
     judge_tokens: int
     minutes_on_a_laptop: float
+    knowledge_answers_least: int = 0
+    """Answers to find out what bases know of training questions, if they know all of them."""
+    knowledge_answers_most: int = 0
+    """The same, if they know none of them, or none that is kept."""
+    search_jobs: int = 0
+    """So many of the training jobs, at most, search for settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +64,11 @@ async def findings(trial: Trial, *, contact: bool) -> tuple[list[Finding], Prepa
         try:
             prepared = await prepare(trial)
             found += _sizes(trial.spec, prepared)
+            found += _worked_examples(trial.spec, prepared)
+            prepared = await preferences(trial, prepared)
         except UserError as error:
-            found.append(_finding("data", error))
+            named, _, _ = str(error).partition(": ")
+            found.append(_finding(named if named.startswith("training.") else "data", error))
     if contact:
         found += [finding async for finding in _services(trial, bases_readable=not any(f.where.startswith("models.") for f in found))]
     return found, prepared
@@ -75,6 +88,12 @@ def _files(trial: Trial) -> Iterator[Finding]:
             trial.base_identity(name)
         except UserError as error:
             yield _finding(f"models.{name}.base", error)
+    for name, training in spec.training.items():
+        try:
+            if training.preferences is not None:
+                files_of(training.preferences, resolve)
+        except UserError as error:
+            yield _finding(f"training.{name}.preferences", error)
     try:
         _ = trial.template
     except UserError as error:
@@ -99,15 +118,28 @@ def _sizes(spec: Spec, prepared: Prepared) -> Iterator[Finding]:
         )
     for name, training in spec.training.items():
         smallest = min(training.sizes)
-        if training.batch_size > smallest:
+        batch = (training.search.largest("batch_size") if training.search else None) or training.batch_size
+        if batch > smallest:
             yield Finding(
                 f"training.{name}.batch_size",
-                f"{training.batch_size} (16 unless set) is more than the smallest training set: {smallest} or less",
+                f"{batch:g} (16 unless set) is more than the smallest training set: {smallest} or less",
             )
 
 
+def _worked_examples(spec: Spec, prepared: Prepared) -> Iterator[Finding]:
+    for family in tagged_families(spec):
+        settings = spec.training[family].knowledge
+        if settings is not None:
+            exemplars = Exemplars(prepared.pool, settings.exemplar_sets, settings.shots, spec.data.seed)
+            try:
+                for item in prepared.untouched:
+                    exemplars.of(item)
+            except UserError as error:
+                yield _finding(f"training.{family}", error)
+
+
 async def _services(trial: Trial, *, bases_readable: bool) -> AsyncIterator[Finding]:
-    for service in SERVICES:
+    for service in needed_services(trial.spec):
         try:
             async with trial.services.use(service) as clients:
                 if not await clients.serving(service):
@@ -148,13 +180,8 @@ def cost(spec: Spec, prepared: Prepared) -> Cost:
     shown = spec.retrieval.k * _mean(_shown_words(spec, prepared)) * _TOKENS_A_WORD
     question = _mean(len(word_spans(item.question)) for item in prepared.test) * _TOKENS_A_WORD
     reply = _mean(len(word_spans(item.references[0])) for item in prepared.test) * _TOKENS_A_WORD
-    jobs, trained = 0, 0.0
-    for training in spec.training.values():
-        context = 0.0 if training.context_name == "none" else shown
-        for size in training.sizes:
-            epochs = training.epochs or (training.max_steps * training.batch_size / size if training.max_steps else 3.0)
-            jobs += len(training.seeds)
-            trained += len(training.seeds) * size * epochs * (context + question + reply)
+    training = training_cost(spec.training, prepared.pairs, shown=shown, asked=question + reply, a_word=_TOKENS_A_WORD)
+    jobs, trained = training.jobs, training.tokens
     contestants = spec.contestants()
     per_arm = len(prepared.test) * spec.decoding.samples
     asked = sum(per_arm * ((shown if one.rag else 0) * (1 + one.shots) + question * (1 + one.shots) + reply) for one in contestants)
@@ -163,8 +190,11 @@ def cost(spec: Spec, prepared: Prepared) -> Cost:
     judgements = answers * len(spec.judge.rubric) * runs
     # A prompt of about 350 tokens of instructions around question, references and answer.
     judged = 0.0 if spec.judge.engine == "reference" else judgements * (350 + question + 2 * reply)
-    seconds = answers / _ANSWERS_A_SECOND + trained / _TRAINED_TOKENS_A_SECOND + judgements / _SCORES_A_SECOND + 15 * jobs + 60
-    return Cost(jobs, round(trained), answers, round(asked), judgements, round(judged), round(seconds / 60, 1))
+    least, most = answers_to_ask(spec, prepared)
+    seconds = (answers + most) / _ANSWERS_A_SECOND + trained / _TRAINED_TOKENS_A_SECOND + judgements / _SCORES_A_SECOND + 15 * jobs + 60
+    return Cost(
+        jobs, round(trained), answers, round(asked), judgements, round(judged), round(seconds / 60, 1), least, most, training.search_jobs
+    )
 
 
 def _shown_words(spec: Spec, prepared: Prepared) -> Iterator[int]:

@@ -79,7 +79,7 @@ class _Index:
             return [name for name, text in zip(self._ids, self._words, strict=True) if _contains(text, evidence)]
         runs = _runs(evidence)
         candidates = {n for run in runs for n in self._places.get(run, ())}
-        return [self._ids[n] for n in sorted(candidates) if _coverage(evidence, self._words[n]) >= threshold]
+        return [self._ids[n] for n in sorted(candidates) if coverage(evidence, self._words[n]) >= threshold]
 
 
 def _runs(text: Run) -> list[Run]:
@@ -90,11 +90,12 @@ def _contains(text: Run, part: Run) -> bool:
     return any(text[n : n + len(part)] == part for n in range(len(text) - len(part) + 1))
 
 
-def _coverage(one: Run, other: Run) -> float:
+def coverage(one: Run, other: Run) -> float:
+    """Share of the words of the shorter text that lie in runs of three which the longer one holds; 0 for texts without such a run."""
     shorter, longer = sorted((one, other), key=len)
     held = set(_runs(longer))
     covered = [False] * len(shorter)
     for n, run in enumerate(_runs(shorter)):
         if run in held:
             covered[n : n + _RUN] = [True] * _RUN
-    return sum(covered) / len(covered)
+    return sum(covered) / max(len(covered), 1)

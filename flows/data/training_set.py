@@ -10,19 +10,20 @@ Where prompts show parents of passages, a parent counts as what its passages are
 of it is a distractor, and one of the passages shown, however many of its own were found.
 
 The answer is the first reference; for an item that is not answerable, the abstention text. Without gold, RAFT's answer is the abstention
-text or the reference, as `without_gold` says. What is drawn for an item depends on the seed and the item alone, so it is the same in sets
-of every size.
+text or the reference, as `without_gold` says; with `quote`, where gold is shown the answer begins with a sentence of it. What is drawn
+for an item depends on the seed and the item alone, so it is the same in sets of every size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 import numpy
 
+from flows.data.quotes import quoted
 from flows.data.split import place
 from flows.errors import TrialError, UserError
 from flows.records import Example, Hit, Item, Passage
@@ -42,6 +43,8 @@ class TrainingContext:
     distractor_source: Literal["retrieved", "random"] = "retrieved"
     """`retrieved`: the highest-ranked hits that are not gold (hard); `random`: any passages of the corpus that are not gold."""
     without_gold: Literal["abstain", "answer"] = "abstain"
+    quote: bool = False
+    """Answers quote the gold passage first, where a sentence of it holds the evidence."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.gold_probability <= 1:
@@ -54,10 +57,12 @@ class TrainingContext:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """Examples in order of the items. `short_count` counts those with fewer distractors than asked for: too few were there."""
+    """Examples in order of the items. `short_count` counts those with fewer distractors than asked for: too few were there;
+    `unquoted_count` those that show gold and should quote it, but hold no sentence that is the evidence."""
 
     examples: tuple[Example, ...]
     short_count: int = 0
+    unquoted_count: int = 0
 
 
 def trainable(
@@ -91,7 +96,7 @@ def training_set(
 ) -> TrainingSet:
     """One example an item. `hits`, by item, serves `retrieved` and hard distractors; `parents` names what prompts show instead of each
     passage. TrialError when an item lacks what it needs."""
-    corpus = tuple(passages)
+    corpus, items = tuple(passages), tuple(items)
     parents = parents or {}
     make: Mapping[ContextKind, Callable[[Item], Example]] = {
         "none": lambda item: Example(item.id, item.question, (), _answer(item, abstention)),
@@ -104,10 +109,30 @@ def training_set(
     examples = tuple(make[context.kind](item) for item in items)
     if unknown := [name for example in examples for name in example.passages if name not in passages]:
         raise TrialError(f"{len(unknown)} passages of training examples are not in the corpus, such as {unknown[0]}: retrieve again.")
-    short = 0
+    short = unquoted = 0
     if context.kind == "raft":
         short = sum(len(_texts(one.passages, parents)) < _wanted(one.item, gold, context, parents) for one in examples)
-    return TrainingSet(examples, short)
+    if context.quote:
+        evidence = {item.id: [one.text for one in item.evidence] for item in items}
+        quoting = [_quoting(one, evidence[one.item], passages, gold, parents) if one.gold_shown else one for one in examples]
+        unquoted = sum(one.answer == plain.answer for one, plain in zip(quoting, examples, strict=True) if one.gold_shown)
+        examples = tuple(quoting)
+    return TrainingSet(examples, short, unquoted)
+
+
+def _quoting(
+    example: Example,
+    evidence: Sequence[str],
+    passages: Mapping[str, Passage],
+    gold: Mapping[str, Sequence[str]],
+    parents: Mapping[str, str],
+) -> Example:
+    shown = _texts(example.passages, parents)
+    own = [name for name in gold[example.item] if name in example.passages]
+    numbered = [(shown.index(parents.get(name, name)) + 1, passages[name].text) for name in own]
+    # Evidence that is the name of a passage stands for all of its text.
+    texts = [passages[text].text if text in passages else text for text in evidence]
+    return replace(example, answer=quoted(example.answer, texts, numbered) or example.answer)
 
 
 def _answer(item: Item, abstention: str) -> str:

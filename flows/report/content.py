@@ -35,7 +35,8 @@ class TrialReport:
     counts: Mapping[str, Any]
     """What was read: `rows_read`, `rows_skipped` (reason -> rows), `bad_rows`, `items`, `clusters`, `documents`, `passages`,
     `passages_cut` (longer than the encoder reads; None where not counted), `encoder_max_tokens`, `evidence`, `evidence_unmapped`,
-    `test_items`, `test_clusters`, `pool_items`, `pool_unusable`, `unused_items`."""
+    `test_items`, `test_clusters`, `pool_items`, `pool_unusable`, `unused_items`, `stand_alone`
+    (whether questions make sense without their document)."""
     leaks: Sequence[Mapping[str, Any]]
     """`kind`, `left_pool`, `left_item`, `left_question`, `right_pool`, `right_item`, `right_question`, `similarity`."""
     adapters: Sequence[Mapping[str, Any]]
@@ -60,6 +61,16 @@ class TrialReport:
     """Library -> version."""
     reranker: str = ""
     """The cross-encoder that reordered what was retrieved; "" without reranking."""
+    knowledge: Sequence[Mapping[str, Any]] = ()
+    """What bases know of training questions, by family: `family`, `model`, `questions`, `classes` (class -> questions), `keep`,
+    `evaluate_on`, `settings`, `answers`, `prompt_tokens`, `completion_tokens`, `cost_usd`."""
+    knowledge_tags: Sequence[Mapping[str, Any]] = ()
+    """The same question by question: `family`, `item`, `question`, `class`, `p_greedy`, `p_sampled`, `kept`."""
+    preferences: Sequence[Mapping[str, Any]] = ()
+    """Pairs of answers, by family: `family`, `source` (a file or a run), `counts` (reason -> number)."""
+    searches: Sequence[Mapping[str, Any]] = ()
+    """Searches for settings, by family: `family`, `size`, `seed`, `wanted`, and `trials`: `settings`, `evaluation_loss` (None where it
+    failed), `seconds`, `trained_tokens`, `adapter`, `error`, `taken`."""
 
 
 def gate_passes(primary: Contrast) -> bool:

@@ -20,6 +20,9 @@
 | inputs, versions | hashes of all that went in; library -> version                                                           |
 | counts, leaks    | what was read, skipped and found in two pools                                                            |
 | adapters, proofs | each trained adapter, and the evidence that it is applied, in nats                                       |
+| knowledge        | what bases know of training questions, by family; question by question in `knowledge.jsonl`              |
+| preferences      | pairs of answers, by family: where they came from, and how many were left out for which reason           |
+| searches         | searches for settings, by family: everything that was tried, and which was taken                         |
 | rubrics, template| what the judge was told, and the prompt template                                                         |
 | stages           | seconds of each stage                                                                                    |
 """
@@ -35,7 +38,7 @@ import pyarrow.parquet as pq
 
 from flows.analysis.bootstrap import Interval
 from flows.analysis.contrasts import Contrast, ItemDifference
-from flows.records import Answer, Hit, Item, Judgement
+from flows.records import Answer, Hit, Item, Judgement, Passage
 from flows.report.content import TrialReport, gate_passes
 from flows.report.markdown import markdown
 from flows.report.page import render
@@ -44,6 +47,10 @@ from flows.report.wording import caveats, judge_label, meaning
 from flows.store import to_table
 
 SCHEMA = "tunetrial.report/1"
+_AS_THEY_ARE = (
+    *("inputs", "versions", "counts", "leaks", "knowledge", "preferences", "searches"),
+    *("adapters", "proofs", "rubrics"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,8 @@ def export(report: TrialReport, folder: Path) -> Path:
     (folder / "verdict.md").write_text(markdown(report), encoding="utf-8")
     tables: dict[str, tuple[type, Any]] = {
         "items": (Item, report.items),
+        # Answers name what they were shown; with these a later trial makes their prompts again.
+        "passages": (Passage, report.passages.values()),
         "answers": (Answer, report.answers),
         "judgements": (Judgement, report.judgements),
         "hits": (Hit, report.hits),
@@ -101,6 +110,9 @@ def export(report: TrialReport, folder: Path) -> Path:
     }
     for name, (record, records) in tables.items():
         pq.write_table(to_table(record, records), folder / f"{name}.parquet")
+    if report.knowledge_tags:
+        lines = (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in report.knowledge_tags)
+        (folder / "knowledge.jsonl").write_text("".join(lines), encoding="utf-8")
     return page
 
 
@@ -124,7 +136,7 @@ def machine_readable(report: TrialReport) -> dict[str, Any]:
         "reranker": report.reranker,
         "caveats": caveats(report),
         "settings": {"analysis": analysis.settings, "spec": report.spec},
-        **{name: getattr(report, name) for name in ("inputs", "versions", "counts", "leaks", "adapters", "proofs", "rubrics")},
+        **{name: getattr(report, name) for name in _AS_THEY_ARE},
         "template": report.template,
         "stages": report.stages,
     }

@@ -17,6 +17,8 @@ FEW_CLUSTERS = 30
 """Below this the variance itself is poorly known (Cameron & Miller 2015, Journal of Human Resources 50(2), section VI)."""
 FEW_ITEMS = 100
 _LENGTH_RATIO = 1.5
+_CLASSES = 4
+"""Of knowledge; a family that keeps all of them leaves no question out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,10 @@ def _data_caveats(report: TrialReport) -> Iterator[Caveat]:
         share = f"{whole(counts['passages_cut'])} of {whole(counts['passages'])} passages"
         text = f"{share} have more than the {whole(counts['encoder_max_tokens'])} tokens that the retrieval encoder reads. "
         yield Caveat("Passages too long for the encoder", f"{text}By meaning they are found by their beginnings only.")
+    chosen = [f"{one['family']} ({', '.join(one['keep']).replace('_', ' ')})" for one in report.knowledge if len(one["keep"]) < _CLASSES]
+    if chosen:
+        text = f"By what its base knows, only some questions were trained on: {'; '.join(chosen)}. "
+        yield Caveat("Training questions chosen", f"{text}Families that choose otherwise differ in their questions too.")
     skipped = sum(counts["rows_skipped"].values()) + len(counts["bad_rows"])
     if skipped:
         yield Caveat(

@@ -82,7 +82,7 @@ class _Asker:
         identity = {
             "version": VERSION,
             "base": self._trial.base_identity(contestant.model),
-            "adapter": adapter.weights_sha256 if adapter else None,
+            "adapter": adapter.identity if adapter else None,
             "decoding": self._trial.spec.decoding.model_dump(mode="json", exclude={"samples", "seed"}),
             "overflow": self._trial.spec.prompt.overflow,
             "abstentions": list(self._template.abstentions),

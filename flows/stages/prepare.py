@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from flows.chunking import cut_by_encoder, cut_documents, token_spans
 from flows.data.encoder import EncoderTokens
 from flows.data.folder import read_corpus
 from flows.data.gold import map_gold
+from flows.data.knowledge import Knowledge
 from flows.data.leakage import Leak, find_leaks, resolve_leaks
 from flows.data.parents import Parents, parent_texts, places
+from flows.data.preferences import Preferences
 from flows.data.readers import READERS
 from flows.data.source import Source
 from flows.data.split import few_shot_items, split_items, training_items
@@ -24,11 +26,13 @@ from flows.data.training_set import ContextKind, trainable
 from flows.data_spec import ChunkSpec, DataSpec, SourceSpec
 from flows.errors import UserError
 from flows.records import Document, Item, Passage, Place
+from flows.spec import Spec
 from flows.store import digest
+from flows.training_spec import TrainingSpec
 from flows.trial import Trial
 
 # Raise it when the code of this stage or of the readers changes what comes out.
-VERSION = 3
+VERSION = 4
 
 _OPTIONS = {"answers": ("bioasq",), "long_answers": ("nq",), "limit": ("nq", "nq_open"), "columns": ("table",), "split": ("beir",)}
 """Which readers take which option of a source."""
@@ -48,6 +52,25 @@ class Prepared:
     counts: Mapping[str, Any]
     parents: Parents | None = None
     """What prompts show instead of passages; None where they show the passages."""
+    knowledge: Mapping[str, Knowledge] = field(default_factory=dict)
+    """What bases know of training questions, by the families whose base was asked; that is found out after this stage."""
+    pairs: Mapping[str, Preferences] = field(default_factory=dict)
+    """Pairs of answers, by the families that learn from such; read or made after this stage."""
+
+    def of_family(self, family: str) -> Prepared:
+        """The same with the pool from which this family's training sets are cut."""
+        known = self.knowledge.get(family)
+        return replace(self, pool=tuple(item for item in self.pool if known.keeps(item.id))) if known else self
+
+    @property
+    def untouched(self) -> tuple[Item, ...]:
+        """Items of the pool that are no few-shot examples: all that training sets may reach."""
+        return self.pool[: len(self.pool) - len(self.shots)]
+
+    @property
+    def stand_alone(self) -> bool:
+        """Whether questions make sense without their document."""
+        return bool(self.counts["stand_alone"])
 
     @cached_property
     def by_id(self) -> dict[str, Passage]:
@@ -110,10 +133,21 @@ def _relevant(trial: Trial) -> dict[str, Any]:
     return {
         "data": spec.data.model_dump(mode="json"),
         "chunk": spec.retrieval.chunk.model_dump(mode="json"),
-        "sizes": sorted({size for training in spec.training.values() for size in training.sizes}),
-        "contexts": sorted({training.context_name for training in spec.training.values()}),
+        "sizes": sorted({size for training in _on_questions(spec) for size in training.sizes}),
+        "contexts": sorted({training.context_name for training in _on_questions(spec)}),
         "shots": max((arm.shots for arm in spec.arms.values()), default=0),
+        **({"chosen_by_knowledge": True} if _chosen_by_knowledge(spec) else {}),
     }
+
+
+def _on_questions(spec: Spec) -> list[TrainingSpec]:
+    """Families that train on questions of the pool; the others bring pairs of answers."""
+    return [training for training in spec.training.values() if training.preferences is None]
+
+
+def _chosen_by_knowledge(spec: Spec) -> bool:
+    """Whether a family leaves out training questions by what its base knows, and may so reach deeper into the pool than its sizes say."""
+    return any(training.knowledge is not None and training.knowledge.filters for training in spec.training.values())
 
 
 def _read(trial: Trial, key: str) -> Prepared:
@@ -153,13 +187,13 @@ def make(trial: Trial, key: str) -> Prepared:
     passages = tuple(piece.passage for piece in pieces)
     gold = map_gold(items, passages)
     split = split_items(items, test_items=spec.data.test_items, seed=spec.data.seed)
-    kinds: set[ContextKind] = {training.context_name for training in spec.training.values()}  # type: ignore[misc]  # names checked by the spec
+    kinds: set[ContextKind] = {training.context_name for training in _on_questions(spec)}  # type: ignore[misc]  # names checked by the spec
     usable, unusable = trainable(split.pool, gold.passages, kinds)
     stand_alone = all(source.stand_alone for source in sources)
     leaks = find_leaks({"test": split.test, "training": usable}, threshold=spec.data.near_duplicate, stand_alone=stand_alone)
     pools = resolve_leaks({"test": split.test, "training": usable}, leaks, spec.data.on_leak)
     pool = pools["training"]
-    largest = max((size for training in spec.training.values() for size in training.sizes), default=0)
+    largest = max((size for training in _on_questions(spec) for size in training.sizes), default=0)
     if largest:
         try:
             training_items(pool, largest)
@@ -170,7 +204,8 @@ def make(trial: Trial, key: str) -> Prepared:
             raise UserError(f"{error}{wanting}") from None
     shots = few_shot_items(pool, max(arm.shots for arm in spec.arms.values()), largest_training=largest)
     # Few-shot examples and training sets are cut from one pool whose duplicates with the test are gone; what they share is found here.
-    among = find_leaks({"few-shot": shots, "training": pool[:largest]}, threshold=spec.data.near_duplicate, stand_alone=stand_alone)
+    reached = pool[: len(pool) - len(shots)] if _chosen_by_knowledge(spec) else pool[:largest]
+    among = find_leaks({"few-shot": shots, "training": reached}, threshold=spec.data.near_duplicate, stand_alone=stand_alone)
     return Prepared(
         key,
         pools["test"],
@@ -196,6 +231,7 @@ def make(trial: Trial, key: str) -> Prepared:
             "pool_items": len(pool),
             "pool_unusable": len(unusable),
             "unused_items": len(split.unused),
+            "stand_alone": stand_alone,
         },
         _parents(trial, parent_texts(documents, chunking.parent), places(pieces, chunking.parent)) if chunking.parent != "none" else None,
     )

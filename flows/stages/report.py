@@ -6,17 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import anyio.to_thread
 
 from flows.analysis.analyse import Analysis
+from flows.data.knowledge import Knowledge
 from flows.records import Answer, Judgement, Passage
 from flows.report.content import TrialReport
 from flows.report.export import export
 from flows.report.markdown import markdown
 from flows.report.versions import versions
 from flows.stages.judge import Rubric
+from flows.stages.knowledge import tag_rows
 from flows.stages.prepare import Prepared
+from flows.stages.search import Search
 from flows.stages.serve import Proof
 from flows.stages.snapshot import Snapshot
 from flows.stages.train import TrainedAdapter
@@ -35,6 +39,7 @@ class Results:
     judgements: Sequence[Judgement]
     rubrics: Sequence[Rubric]
     analysis: Analysis
+    searches: Mapping[str, Search]
 
 
 async def report(trial: Trial, folder: Path, results: Results, times: Mapping[str, float]) -> str:
@@ -62,7 +67,7 @@ def _content(trial: Trial, folder: Path, results: Results, times: Mapping[str, f
         spec_text=trial.loaded.path.read_text(encoding="utf-8"),
         inputs={name: inputs[name] for name in ("files", "corpus", "bases")} | {"run": trial.run_key()},
         counts=dict(prepared.counts),
-        leaks=[asdict(leak) for leak in prepared.leaks],
+        leaks=[asdict(leak) for leak in (*prepared.leaks, *(leak for one in prepared.pairs.values() for leak in one.leaks))],
         adapters=[{name: value for name, value in asdict(adapter).items() if name != "uri"} for adapter in results.adapters],
         proofs=[asdict(proof) for proof in results.proofs],
         rubrics=[asdict(rubric) for rubric in results.rubrics],
@@ -73,11 +78,39 @@ def _content(trial: Trial, folder: Path, results: Results, times: Mapping[str, f
         gold=gold,
         hits=hits,
         reranker=results.snapshot.reranker if results.snapshot else "",
+        knowledge=[_known(trial, family, known) for family, known in prepared.knowledge.items()],
+        knowledge_tags=[row for family, known in prepared.knowledge.items() for row in _tags(prepared, family, known)],
+        preferences=[_pairs(trial, family, counts.counts) for family, counts in prepared.pairs.items()],
+        searches=[one.plain() for one in results.searches.values()],
         answers=results.answers,
         judgements=results.judgements,
         analysis=results.analysis,
         versions=versions(),
     )
+
+
+def _pairs(trial: Trial, family: str, counts: Mapping[str, int]) -> dict[str, Any]:
+    source = trial.spec.training[family].preferences
+    return {"family": family, "source": str((source.run or source.file) if source else ""), "counts": dict(counts)}
+
+
+def _known(trial: Trial, family: str, known: Knowledge) -> dict[str, Any]:
+    settings = trial.spec.training[family].knowledge
+    return {
+        "family": family,
+        "model": known.model,
+        "questions": len(known.tags),
+        "classes": known.counts,
+        "keep": known.keep,
+        "evaluate_on": known.evaluate_on,
+        "settings": settings.model_dump(mode="json", exclude={"keep", "evaluate_on"}) if settings else {},
+        **{name: getattr(known, name) for name in ("answers", "prompt_tokens", "completion_tokens", "cost_usd")},
+    }
+
+
+def _tags(prepared: Prepared, family: str, known: Knowledge) -> Iterator[dict[str, Any]]:
+    for row in tag_rows(known.tags, prepared):
+        yield {"family": family, **row, "kept": known.keeps(row["item"])}
 
 
 def _shown(results: Results) -> Iterator[Passage]:

@@ -16,15 +16,19 @@ from flows.trial import Trial
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Evidence that an adapter is applied, in nats. `difference_from_manifest` is None when the trainer left no canaries."""
+    """Evidence that an adapter is applied, in nats. `difference_from_manifest` is None when the trainer left no canaries.
+
+    Of one that a provider keeps nothing is measured: `answered_as` is the name in the provider's answer.
+    """
 
     adapter: str
     weights_sha256: str
     canary_count: int
-    difference_from_base: float
-    base_noise: float
+    difference_from_base: float | None
+    base_noise: float | None
     difference_from_manifest: float | None
-    tolerance: float
+    tolerance: float | None
+    answered_as: str = ""
 
 
 async def serve_base(trial: Trial, model: str) -> str:
@@ -62,6 +66,8 @@ async def serve_adapter(trial: Trial, base: str, adapter: TrainedAdapter) -> Pro
     async with trial.services.use("generator") as clients:
         model = (await clients.generator.LoadAdapter(request, timeout=600)).model
     proof = model.proof
+    if proof.answered_as:
+        return Proof(adapter.name, "", 0, None, None, None, None, proof.answered_as)
     return Proof(
         adapter.name,
         model.weights_sha256,

@@ -70,7 +70,7 @@ async def snapshot(trial: Trial, prepared: Prepared) -> Snapshot:
     wanted = [(item, settings.k) for item in (*prepared.test, *prepared.shots)]
     deep = _training_depth(trial)
     if deep:
-        wanted += [(item, deep) for item in prepared.pool[: _largest(trial)]]
+        wanted += [(item, deep) for item in _trained_on(trial, prepared)]
     plan = trial_index(trial, prepared)
     # Which one it is has to be asked: another would give other passages.
     reranker = await needed_reranker(trial.services, trial.progress, plan, "retrieval.rerank") if settings.rerank else ""
@@ -109,8 +109,11 @@ def _training_depth(trial: Trial) -> int:
     return max(depths)
 
 
-def _largest(trial: Trial) -> int:
-    return max(size for training in trial.spec.training.values() for size in training.sizes)
+def _trained_on(trial: Trial, prepared: Prepared) -> tuple[Item, ...]:
+    """Every item that a family may train on, in the order of the pool."""
+    wanted = [(family, training) for family, training in trial.spec.training.items() if training.preferences is None]
+    found = {item.id for family, training in wanted for item in prepared.of_family(family).pool[: max(training.sizes)]}
+    return tuple(item for item in prepared.pool if item.id in found)
 
 
 async def search(services: Services, index: str, wanted: Iterable[tuple[Item, int]], settings: RetrievalSpec) -> AsyncIterator[Found]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ from urllib.parse import unquote, urlsplit
 import grpc
 
 from services.common.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from services.common.object_store import is_url
 from services.common.settings import ServerSettings
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._~/+=@-]+")
 ROLES = ("use", "admin")
 
 
@@ -76,7 +79,27 @@ def allowed_path(uri: str, roots: str) -> Path:
     if parts.scheme not in ("", "file"):
         raise InvalidArgument("URI_NOT_ALLOWED", "{uri}: only local paths and file: URIs are served", uri=uri, field="uri")
     path = Path(unquote(parts.path) if parts.scheme else uri).resolve()
-    for root in filter(None, roots.split(":")):
-        if path.is_relative_to(Path(root).resolve()):
+    for root in _split(roots):
+        if not is_url(root) and path.is_relative_to(Path(root.removeprefix("file://")).resolve()):
             return path
-    raise InvalidArgument("URI_NOT_ALLOWED", "{uri} is not under TUNETRIAL_URI_ROOTS", uri=uri, field="uri")
+    raise _not_allowed(uri)
+
+
+def allowed_uri(uri: str, roots: str) -> Path | str:
+    """As `allowed_path`; or the URL of an object store, as it is, where it lies under a root that is a URL."""
+    if not is_url(uri):
+        return allowed_path(uri, roots)
+    # Nothing that a store or its library might read as leading elsewhere: steps up, queries, escapes, one URL in another.
+    plain = _URL.fullmatch(uri) and not any(part in ("", ".", "..") for part in uri.rstrip("/").split("/")[2:])
+    if plain and any(f"{uri.rstrip('/')}/".startswith(f"{root.rstrip('/')}/") for root in _split(roots) if is_url(root)):
+        return uri.rstrip("/")
+    raise _not_allowed(uri)
+
+
+def _split(roots: str) -> list[str]:
+    """The roots, of which some may be URLs."""
+    return [root for root in re.split(r":(?!//)", roots) if root]
+
+
+def _not_allowed(uri: str) -> InvalidArgument:
+    return InvalidArgument("URI_NOT_ALLOWED", "{uri} is not under TUNETRIAL_URI_ROOTS", uri=uri, field="uri")

@@ -31,7 +31,11 @@ class ServerSettings(BaseSettings):
     tls_client_ca: Path | None = Field(None, description="PEM file with the CA of client certificates; turns mutual TLS on.")
     token_file: Path | None = Field(None, description="File with lines `token role`, role `use` or `admin`; turns bearer tokens on.")
 
-    uri_roots: str = Field("", description="Folders that URIs in requests may point into, separated by ':'; empty allows none.")
+    uri_roots: str = Field(
+        "",
+        description="Folders that URIs in requests may point into, separated by ':'; empty allows none. For the generator's adapters also "
+        "URLs of object stores, as s3://bucket/adapters.",
+    )
 
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severe log line written.")
     log_json: bool = Field(True, description="Log as JSON lines; otherwise as text for people.")

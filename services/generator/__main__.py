@@ -11,6 +11,7 @@ from tunetrial.generator.v1 import generator_pb2_grpc
 
 from services.common import telemetry
 from services.common.server import Service, serve
+from services.generator.adapter_cache import AdapterCache
 from services.generator.catalog import Catalog
 from services.generator.domain import Engine
 from services.generator.engine_settings import EngineSettings, OpenAISettings, TgiSettings, TransformersSettings, VllmSettings
@@ -33,6 +34,7 @@ def assemble(settings: Settings) -> tuple[Service, Callable[[], Awaitable[None]]
         tolerance=settings.adapter_tolerance,
         queue_limit=settings.queue_limit,
         put_back=settings.put_back,
+        cache=AdapterCache(settings.data_dir / "adapters", settings.store_options, settings.adapter_cache_bytes),
     )
     retriever = None
     if settings.retriever_address:
@@ -55,7 +57,7 @@ def _engine(name: str, engine: EngineSettings, settings: Settings) -> Engine:
         case TransformersSettings():
             from services.generator.transformers_engine import Limits, TransformersEngine  # noqa: PLC0415
 
-            limits = Limits(settings.batch_size, settings.prefill_tokens)
+            limits = Limits(settings.batch_size, settings.prefill_tokens, settings.full_models)
             return TransformersEngine(
                 name, engine.source, dtype=settings.dtype, device=settings.device, threads=settings.threads, limits=limits
             )

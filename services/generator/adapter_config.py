@@ -26,6 +26,11 @@ def misfit(folder: Path, reasons: Sequence[str]) -> FailedPrecondition:
     return FailedPrecondition("ADAPTER_BASE_MISMATCH", message, uri=folder, why="; ".join(reasons))
 
 
+def is_full_model(folder: Path) -> bool:
+    """Whether a folder holds a model of its own, as full fine-tuning makes it, and no adapter."""
+    return (folder / "config.json").is_file() and not (folder / "adapter_config.json").exists()
+
+
 def virtual_tokens(folder: Path) -> int:
     """Tokens of the context that a soft prompt takes; 0 for other adapters, and where nothing can be read: whoever loads it says why."""
     try:
@@ -40,6 +45,12 @@ def check_plain_lora(folder: Path, engine: str, modules: Container[str] | None =
 
     `modules` are the names of the layers that the engine adapts; None for all linear ones.
     """
+    if is_full_model(folder):
+        message = (
+            "{uri} holds a model of its own, all of whose weights were trained, and no adapter that {engine} could put beside its base: "
+            "start {engine} with that folder and name it in TUNETRIAL_ENGINES, or name the folder in TUNETRIAL_MODELS"
+        )
+        raise FailedPrecondition("ADAPTER_REFUSED", message, uri=folder, engine=engine)
     try:
         config: Any = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind = config["peft_type"]

@@ -7,13 +7,15 @@ import contextlib
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import structlog
 
 from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, TunetrialError, Unavailable
-from services.common.security import allowed_path
 from services.generator import verification
+from services.generator.adapter_cache import AdapterCache
+from services.generator.adapter_sources import AdapterSources, is_that
 from services.generator.admission import Admission
 from services.generator.domain import AliasChange, Engine, Model, ModelStore, Placed, State
 from services.generator.held_adapter import HeldAdapter
@@ -78,13 +80,17 @@ class Catalog:
         tolerance: float,
         queue_limit: int,
         put_back: Literal["all", "aliased"] = "all",
+        cache: AdapterCache | None = None,
     ) -> None:
-        """`engines` by the names of their bases; `put_back` says which adapters are served again after a restart. Contacts nothing yet."""
+        """`engines` by the names of their bases; `put_back` says which adapters are served again after a restart. Contacts nothing yet.
+
+        Without `cache`, adapters come from folders only.
+        """
         self._served = {
             name: Served(engine, Admission(name, engine.capacity, queue_limit), asyncio.Lock()) for name, engine in engines.items()
         }
         self._put_back = put_back
-        self._store, self._uri_roots, self._tolerance = store, uri_roots, tolerance
+        self._store, self._sources, self._tolerance = store, AdapterSources(uri_roots, cache), tolerance
         self._adapters: dict[str, HeldAdapter] = {}
         self._aliases: dict[str, AliasChange] = {}
         # Changes of names happen one after another and never wait for an engine; generation never waits for them.
@@ -182,8 +188,7 @@ class Catalog:
         _check_name(name, "ADAPTER_NAME_INVALID", "name")
         served = self._base(base)
         engine = served.engine
-        folder = allowed_path(uri, self._uri_roots)
-        files = await asyncio.to_thread(verification.read_adapter, folder)
+        files = await asyncio.to_thread(self._sources.read, uri, self._folders())
         async with served.changing:
             held = await self._take_name(name, HeldAdapter(name, engine, uri, files, self._tolerance, served.mixing))
             if held is not None:
@@ -191,7 +196,7 @@ class Catalog:
             adapter = self._adapters[name]
             try:
                 files.check(engine.base)
-                await engine.load_adapter(name, folder)
+                await adapter.put_in()
                 await adapter.prove()
                 await asyncio.shield(self._store.place(Placed(name, uri, engine.base.name, files.weights_sha256, files.config_sha256)))
             except BaseException:
@@ -303,14 +308,17 @@ class Catalog:
             _log.error("an adapter is left out: its base is not served any more", adapter=placed.name, base=placed.base)
             return
         try:
-            files = await asyncio.to_thread(verification.read_adapter, allowed_path(placed.uri, self._uri_roots))
+            files = await asyncio.to_thread(self._sources.again, placed, self._folders())
         except TunetrialError as error:
             _log.error("an adapter is left out", adapter=placed.name, reason=error.reason, message=error.message)
             return
-        if (files.weights_sha256, files.config_sha256) != (placed.weights_sha256, placed.config_sha256):
+        if not is_that(files, placed):
             _log.error("an adapter is left out: there is another one at its address now", adapter=placed.name, uri=placed.uri)
             return
         self._adapters[placed.name] = HeldAdapter(placed.name, served.engine, placed.uri, files, self._tolerance, served.mixing)
+
+    def _folders(self) -> set[Path]:
+        return {adapter.files.folder for adapter in self._adapters.values()}
 
     def _check_prepared(self) -> None:
         if not self._prepared:

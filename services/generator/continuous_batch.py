@@ -28,10 +28,13 @@ _GROWTH = 64
 class Row:
     """One request in the batch, with all that is its own: random numbers, text so far, limits."""
 
-    def __init__(self, work: Work, text: TextStream, seed: int | None, virtual: int = 0) -> None:
-        """`virtual` tokens of a soft prompt come before the prompt."""
+    def __init__(self, work: Work, text: TextStream, seed: int | None, virtual: int = 0, full: bool = False) -> None:
+        """`virtual` tokens of a soft prompt come before the prompt. `full`: the adapter is a model of its own."""
         self.virtual = virtual
-        self.prompt, self.adapter, self.decoding, self.max_tokens = work.encoded.tokens, work.adapter, work.decoding, work.max_tokens
+        self.full = work.adapter if full else None
+        """The model whose weights answer; None for the base's."""
+        self.adapter = None if full else work.adapter
+        self.prompt, self.decoding, self.max_tokens = work.encoded.tokens, work.decoding, work.max_tokens
         self.text = text
         self.generator = torch.Generator()
         if seed is not None:
@@ -80,6 +83,11 @@ class ContinuousBatch:
         self._model, self._rack, self._soft, self._end_ids, self._token_text = model, rack, soft, end_ids, token_text
         self._device = model.device
         self.clear()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no row is under way."""
+        return not self._rows
 
     def clear(self) -> None:
         """Forgets all rows."""

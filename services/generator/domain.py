@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from services.common.errors import InvalidArgument, TunetrialError
 
@@ -255,6 +255,14 @@ class Engine(Protocol):
         """Ends all work."""
 
 
+@runtime_checkable
+class HostedModels(Protocol):
+    """What an engine offers beside `Engine` whose provider keeps fine-tuned models of the base."""
+
+    async def load_hosted(self, adapter: str, model: str) -> None:
+        """From now on requests for `adapter` are asked of the provider's `model`. Raises FailedPrecondition ADAPTER_BASE_MISMATCH."""
+
+
 class EngineRollout(Protocol):
     """Port to what starts an engine anew, where the engine takes adapters only at its start."""
 
@@ -333,6 +341,8 @@ class Proof:
     tolerance: float
     time: datetime
     replica_count: int = 1
+    answered_as: str = ""
+    """Name under which a provider answered for the adapter, which is all that is known of one that it keeps; nothing was measured then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,9 @@ class OpenAISettings(_Remote):
     usd_per_million_input_tokens: float | None = Field(None, ge=0, description="Price; unset: costs are unknown.")
     usd_per_million_cached_input_tokens: float | None = Field(None, ge=0, description="Price of cached ones; unset: as all others.")
     usd_per_million_output_tokens: float | None = Field(None, ge=0, description="Price; unset: costs are unknown.")
+    tuned_usd_per_million_input_tokens: float | None = Field(None, ge=0, description="Price of the base's fine-tuned models.")
+    tuned_usd_per_million_cached_input_tokens: float | None = Field(None, ge=0, description="Price of cached ones; unset: as all others.")
+    tuned_usd_per_million_output_tokens: float | None = Field(None, ge=0, description="Price of the base's fine-tuned models.")
 
 
 EngineSettings = Annotated[

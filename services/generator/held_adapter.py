@@ -12,7 +12,7 @@ import structlog
 
 from services.common.errors import FailedPrecondition, ResourceExhausted, TunetrialError, Unavailable
 from services.generator import verification
-from services.generator.domain import Engine, Model, Replica, State
+from services.generator.domain import Engine, HostedModels, Model, Replica, State
 
 _log = structlog.get_logger()
 
@@ -118,6 +118,18 @@ class HeldAdapter:
             self._rejection = FailedPrecondition("ADAPTER_NOT_VERIFIED", message, name=self.name)
             raise self._rejection
 
+    async def put_in(self, among: frozenset[str] = frozenset()) -> None:
+        """Loads it into every replica, or those of these identities. Raises what the engine does, FailedPrecondition ADAPTER_REFUSED."""
+        model = self.files.hosted_model
+        if not model:
+            await self.engine.load_adapter(self.name, self.files.folder, among)
+        elif isinstance(self.engine, HostedModels):
+            await self.engine.load_hosted(self.name, model)
+        else:
+            message = "{uri} is kept by a provider, and base {base} runs on {engine}: load it on a base with engine openai"
+            base = self.engine.base
+            raise FailedPrecondition("ADAPTER_REFUSED", message, uri=self.uri, base=base.name, engine=base.engine)
+
     async def prove(self) -> None:
         """The proof on all that runs now, loaded where it lacks. It answers as before until the proof speaks against it.
 
@@ -151,8 +163,11 @@ class HeldAdapter:
         try:
             self.files.check(self.engine.base)
             if self.name not in replica.adapters:
-                await self.engine.load_adapter(self.name, self.files.folder, frozenset((identity,)))
-            evidence = await verification.prove(self.engine, self.name, self.files.canaries, self._tolerance, identity)
+                await self.put_in(frozenset((identity,)))
+            if self.files.hosted_model:
+                evidence = await verification.prove_by_name(self.engine, self.name, identity)
+            else:
+                evidence = await verification.prove(self.engine, self.name, self.files.canaries, self._tolerance, identity)
             if (failure := verification.failure(evidence.proof, self.name)) is not None:
                 self._against = evidence
                 raise failure

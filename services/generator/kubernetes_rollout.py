@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import aiohttp
 import structlog
 from kubernetes_asyncio import client, config
 
 from services.common.errors import FailedPrecondition, TunetrialError, Unavailable
+from services.common.kubernetes import Connection, away, reaching, said
 from services.generator.engine_settings import KubernetesSettings
 
 _log = structlog.get_logger()
 
 _VARIABLE = "LORA_ADAPTERS"
 _KINDS = {"StatefulSet": "stateful_set", "Deployment": "deployment"}
-_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _PATCH = "application/strategic-merge-patch+json"
 _DENIED, _NOT_FOUND, _CONFLICT = (401, 403), 404, 409
 _MARKS = frozenset(",=@")
@@ -41,9 +37,8 @@ class KubernetesRollout:
     def __init__(self, settings: KubernetesSettings, poll_s: float = _POLL_S) -> None:
         """Contacts nothing."""
         self._settings, self._poll_s = settings, poll_s
-        self._api: client.ApiClient | None = None
+        self._connection = Connection(settings.namespace)
         self._undoing: asyncio.Task[str] | None = None
-        self._namespace = settings.namespace
         self._what = f"{settings.kind} {settings.name}"
 
     async def add(self, base: str, listed: Sequence[str], adapter: str, path: str) -> None:
@@ -79,8 +74,7 @@ class KubernetesRollout:
         """Closes the connections, after what is being put back."""
         if self._undoing is not None:
             await asyncio.wait({self._undoing}, timeout=_CLOSE_S)
-        if self._api is not None:
-            await self._api.close()
+        await self._connection.close()
 
     async def _put_back(self, adapter: str, before: str | None, *, wait: bool) -> str:
         """The entry as it was, and pods that run with it if `wait`. What went wrong, "" when nothing did."""
@@ -100,7 +94,7 @@ class KubernetesRollout:
         for pod in stuck:
             try:
                 with self._explained():
-                    await (await self._core()).delete_namespaced_pod(pod, self._namespace, _request_timeout=_CALL_S)
+                    await (await self._core()).delete_namespaced_pod(pod, self._connection.namespace, _request_timeout=_CALL_S)
             except TunetrialError as error:
                 _log.warning("a pod that is not ready could not be deleted", pod=pod, error=error.message)
         return True
@@ -195,70 +189,48 @@ class KubernetesRollout:
         if not labels:
             raise self._failed("its selector has no labels")
         with self._explained():
-            found = await (await self._core()).list_namespaced_pod(self._namespace, label_selector=labels, _request_timeout=_CALL_S)
+            found = await (await self._core()).list_namespaced_pod(
+                self._connection.namespace, label_selector=labels, _request_timeout=_CALL_S
+            )
         if self._settings.kind == "Deployment":  # whose pods belong to its replica sets
             return list(found.items)
         return [pod for pod in found.items if any(owner.uid == workload.metadata.uid for owner in pod.metadata.owner_references or ())]
 
     async def _core(self) -> client.CoreV1Api:
-        return client.CoreV1Api(await self._connected())
+        return client.CoreV1Api(await self._connection.client())
 
     async def _read(self) -> Any:
         return await self._call("read")
 
     async def _call(self, verb: str, **given: Any) -> Any:
         with self._explained():
-            apps = client.AppsV1Api(await self._connected())
+            apps = client.AppsV1Api(await self._connection.client())
             call = getattr(apps, f"{verb}_namespaced_{_KINDS[self._settings.kind]}")
-            return await call(self._settings.name, self._namespace, _request_timeout=_CALL_S, **given)
-
-    async def _connected(self) -> client.ApiClient:
-        if self._api is None:
-            found = client.Configuration()
-            own = _own_namespace(found)
-            if own is None:
-                await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=found)
-            self._namespace = self._namespace or own or "default"
-            self._api = client.ApiClient(found)
-        return self._api
+            return await call(self._settings.name, self._connection.namespace, _request_timeout=_CALL_S, **given)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         try:
-            yield
+            with reaching():
+                yield
         except client.ApiException as error:
             if error.status == _CONFLICT:
                 raise _Changed("ENGINE_ROLLOUT_FAILED", "{what} was changed meanwhile", what=self._what) from error
             if error.status in _DENIED:
-                raise self._failed(f"the generator's service account may not do it ({_said(error)})") from error
+                raise self._failed(f"the generator's service account may not do it ({said(error)})") from error
             if error.status == _NOT_FOUND:
                 raise self._failed("it is not there") from error
-            raise self._away(_said(error)) from error
+            raise away(said(error)) from error
         except config.ConfigException as error:
             raise self._failed(f"there is no way to the cluster: {error}") from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise self._away(f"{type(error).__name__}: {error}") from error
 
     def _failed(self, why: str) -> FailedPrecondition:
         message = "{what} in namespace {namespace} cannot be started with other adapters: {why}"
-        return FailedPrecondition("ENGINE_ROLLOUT_FAILED", message, what=self._what, namespace=self._namespace, why=why)
-
-    def _away(self, why: str) -> Unavailable:
-        return Unavailable("KUBERNETES_UNAVAILABLE", "the Kubernetes API does not answer: {why}", why=why, retry_after_s=5)
+        return FailedPrecondition("ENGINE_ROLLOUT_FAILED", message, what=self._what, namespace=self._connection.namespace, why=why)
 
 
 class _Changed(FailedPrecondition):
     """Somebody else changed the workload since it was read."""
-
-
-def _own_namespace(configuration: client.Configuration) -> str | None:
-    """The namespace of the pod that this is, whose service account is configured then; None outside of a cluster."""
-    incluster: Any = config
-    try:
-        incluster.load_incluster_config(client_configuration=configuration)
-        return _NAMESPACE.read_text(encoding="ascii").strip()
-    except config.ConfigException:
-        return None
 
 
 def _start_list(container: Any) -> dict[str, str]:
@@ -287,9 +259,3 @@ def _is_late(workload: Any) -> bool:
 
 def _is_ready(pod: Any) -> bool:
     return any(one.type == "Ready" and one.status == "True" for one in pod.status.conditions or ())
-
-
-def _said(error: client.ApiException) -> str:
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        return str(json.loads(error.body or "")["message"])[:500]
-    return " ".join(str(error.body or error.reason).split())[:500]

@@ -217,6 +217,7 @@ def _proof(proof: Proof) -> generator_pb2.AdapterProof:
         tolerance=proof.tolerance,
         time=_timestamp(proof.time),
         replica_count=proof.replica_count,
+        answered_as=proof.answered_as,
     )
 
 

@@ -29,9 +29,9 @@ _SNAPSHOT = re.compile(r"(-(20\d\d-\d\d-\d\d|20\d{6}|2\d(0[1-9]|1[0-2])([0-3]\d)
 class ProviderAnswer:
     """Takes what comes and adds it up."""
 
-    def __init__(self, name: str, settings: OpenAISettings, work: Work) -> None:
-        """`name` is that of the base, for errors."""
-        self._name, self._settings, self._work = name, settings, work
+    def __init__(self, name: str, settings: OpenAISettings, work: Work, tuned: str = "") -> None:
+        """`name` is that of the base, for errors; `tuned` is the fine-tuned model that was asked instead of the base."""
+        self._name, self._settings, self._work, self._tuned = name, settings, work, tuned
         self.model = ""
         """Name under which the provider answered: a dated snapshot, mostly."""
         self._texts: list[str] = []
@@ -90,14 +90,14 @@ class ProviderAnswer:
         prompt_tokens = completion_tokens = 0
         if self._usage is not None:
             prompt_tokens, completion_tokens = self._usage.prompt_tokens, self._usage.completion_tokens
-        cost = cost_usd(self._settings, self._usage)
+        cost = cost_usd(self._settings, self._usage, bool(self._tuned))
         text, tokens = "".join(self._texts), tuple(self._tokens)
         return Generation(text, finish, prompt_tokens, completion_tokens, latency_ms, cost, tokens, seed, self.model)
 
     def _check_model(self, part: ChatCompletion | ChatCompletionChunk | Completion) -> None:
         if not part.model:  # gateways send parts of their own before the model's
             return
-        if not same_model(self._settings.answers_as or self._settings.model, part.model):
+        if not same_model(self._tuned or self._settings.answers_as or self._settings.model, part.model):
             raise self._differs(part.model)
         self.model = part.model
 
@@ -111,6 +111,9 @@ class ProviderAnswer:
             raise unsupported(self._name, "response_format", "its answer is no JSON, so it does not keep schemas") from error
 
     def _differs(self, other: str) -> Internal:
+        if self._tuned:
+            message = "the provider of {name} was asked for its fine-tuned model {model} and answered as {other}"
+            return Internal("MODEL_DIFFERS", message, name=self._name, model=self._tuned, other=other)
         message = "the provider of {name} was asked for {model} and answered as {other}: set `model` to the name of what shall answer, or "
         message += "`answers_as` where the provider calls it otherwise"
         return Internal("MODEL_DIFFERS", message, name=self._name, model=self._settings.model, other=other)
@@ -140,13 +143,19 @@ def same_model(asked: str, answered: str) -> bool:
     return answered == asked or (answered.startswith(stem) and _SNAPSHOT.fullmatch(answered, len(stem)) is not None)
 
 
-def cost_usd(settings: OpenAISettings, usage: CompletionUsage | None) -> float | None:
-    """Price of an answer; None when a price or the usage is unknown. Tokens of reasoning are among the completion's."""
+def cost_usd(settings: OpenAISettings, usage: CompletionUsage | None, tuned: bool = False) -> float | None:
+    """Price of an answer, of a fine-tuned model where `tuned`; None when a price or the usage is unknown.
+
+    Tokens of reasoning are among the completion's.
+    """
     price, output_price = settings.usd_per_million_input_tokens, settings.usd_per_million_output_tokens
+    cached_price = settings.usd_per_million_cached_input_tokens
+    if tuned:
+        price, output_price = settings.tuned_usd_per_million_input_tokens, settings.tuned_usd_per_million_output_tokens
+        cached_price = settings.tuned_usd_per_million_cached_input_tokens
     if usage is None or price is None or output_price is None:
         return None
     cached = (usage.prompt_tokens_details.cached_tokens or 0) if usage.prompt_tokens_details is not None else 0
-    cached_price = settings.usd_per_million_cached_input_tokens
     dollars_per_million = (usage.prompt_tokens - cached) * price + cached * (price if cached_price is None else cached_price)
     return (dollars_per_million + usage.completion_tokens * output_price) / 1e6
 

@@ -1,4 +1,6 @@
-"""A model of a provider, by the OpenAI protocol: a base without adapters (client: openai). Knows no wire and no tokenizer.
+"""A model of a provider, by the OpenAI protocol, and models that the provider fine-tuned from it (client: openai).
+
+Knows no wire and no tokenizer.
 
 What a model takes is learned from its answers, never from its name: a refusal of `max_tokens` turns it into `max_completion_tokens`, and
 seeds, counts of tokens in streams, and a temperature or nucleus of 1 (which is what the protocol says without them) are left out once they
@@ -24,7 +26,7 @@ import structlog
 from services.common.errors import FailedPrecondition, InvalidArgument, TunetrialError, Unavailable
 from services.generator.domain import Base, Canary, ConstraintKind, Encoded, Generation, Prompt, Replica, Work
 from services.generator.engine_settings import OpenAISettings
-from services.generator.openai_answer import ProviderAnswer
+from services.generator.openai_answer import ProviderAnswer, same_model
 from services.generator.openai_errors import SPENT_QUOTA, blamed, explained, said, unsupported
 
 _log = structlog.get_logger()
@@ -61,7 +63,9 @@ class OpenAIEngine:
         self._limit = "max_tokens"
         self._left_out: set[str] = set()
         self._seen = -_KEPT_S
-        self._snapshot = ""
+        self._tuned: dict[str, str] = {}
+        """Names of fine-tuned models at the provider, by those of their adapters."""
+        self._snapshots: dict[str | None, str] = {}
 
     @property
     def base(self) -> Base:
@@ -74,7 +78,7 @@ class OpenAIEngine:
         return self._settings.concurrency
 
     def epoch(self, replica: str) -> int:
-        """Never changes: there are no adapters to look after."""
+        """Never changes: each answer names the model that gave it."""
         return 0
 
     async def prepare(self) -> None:
@@ -95,7 +99,7 @@ class OpenAIEngine:
             with explained(self._name):
                 await self._look()
             self._seen = time.monotonic()
-        return (Replica(self._settings.url, frozenset()),)
+        return (Replica(self._settings.url, frozenset(self._tuned)),)
 
     async def _look(self) -> None:
         key = self._client.api_key
@@ -130,7 +134,7 @@ class OpenAIEngine:
         """
         started = time.perf_counter()
         self._check(work)
-        answer = ProviderAnswer(self._name, self._settings, work)
+        answer = ProviderAnswer(self._name, self._settings, work, self._tuned[work.adapter] if work.adapter is not None else "")
         try:
             with explained(self._name):
                 reply, seed = await self._ask(work)
@@ -146,10 +150,11 @@ class OpenAIEngine:
             self._seen = -_KEPT_S
             raise
         self._seen = time.monotonic()
-        if self._snapshot != answer.model:
-            tell = _log.warning if self._snapshot else _log.info
-            tell("the provider answers with another snapshot", model=self._name, snapshot=answer.model, before=self._snapshot)
-            self._snapshot = answer.model
+        before = self._snapshots.get(work.adapter, "")
+        if before != answer.model:
+            tell = _log.warning if before else _log.info
+            tell("the provider answers with another snapshot", model=work.adapter or self._name, snapshot=answer.model, before=before)
+            self._snapshots[work.adapter] = answer.model
         yield answer.generation((time.perf_counter() - started) * 1e3, seed)
 
     def _check(self, work: Work) -> None:
@@ -189,7 +194,8 @@ class OpenAIEngine:
     def _request(self, work: Work, seed: int | None) -> dict[str, Any]:
         decoding, prompt = work.decoding, work.encoded.prompt
         wanted = decoding.top_log_probabilities
-        request: dict[str, Any] = {"model": self._settings.model, "temperature": decoding.temperature or 0.0}
+        model = self._settings.model if work.adapter is None else self._tuned[work.adapter]
+        request: dict[str, Any] = {"model": model, "temperature": decoding.temperature or 0.0}
         if isinstance(prompt, str):
             request |= {"prompt": prompt, "max_tokens": work.max_tokens}
             if wanted is not None:
@@ -244,9 +250,21 @@ class OpenAIEngine:
         """Raises FailedPrecondition ADAPTERS_UNSUPPORTED."""
         raise self._no_adapters()
 
+    async def load_hosted(self, adapter: str, model: str) -> None:
+        """Puts nothing anywhere: the provider has it. Raises FailedPrecondition ADAPTER_BASE_MISMATCH where its name tells another base."""
+        kind, _, rest = model.partition(":")
+        base = self._settings.answers_as or self._settings.model
+        own = base.split(":")[1] if base.startswith("ft:") else base
+        of = rest.partition(":")[0]
+        if kind == "ft" and not (same_model(own, of) or same_model(of, own)):
+            message = "{model} was fine-tuned from {of}, and base {name} is {base}: load it on its own base"
+            raise FailedPrecondition("ADAPTER_BASE_MISMATCH", message, model=model, of=of, name=self._name, base=base)
+        self._tuned[adapter] = model
+
     async def unload_adapter(self, adapter: str) -> None:
-        """Raises FailedPrecondition ADAPTERS_UNSUPPORTED."""
-        raise self._no_adapters()
+        """Forgets a fine-tuned model; the provider keeps it."""
+        self._tuned.pop(adapter, None)
+        self._snapshots.pop(adapter, None)
 
     async def score(self, rows: Sequence[tuple[str | None, Canary]], replica: str) -> tuple[tuple[float, ...], ...]:
         """Raises FailedPrecondition ADAPTERS_UNSUPPORTED."""
@@ -257,7 +275,10 @@ class OpenAIEngine:
         await self._client.close()
 
     def _no_adapters(self) -> FailedPrecondition:
-        message = "model {name} is a provider's and takes no adapters: load them on a base that runs on vllm, tgi or transformers"
+        message = (
+            "model {name} is a provider's and takes no adapters but those that the provider fine-tuned (uri openai:<its name there>): "
+        )
+        message += "load others on a base that runs on vllm, tgi or transformers"
         return FailedPrecondition("ADAPTERS_UNSUPPORTED", message, name=self._name)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import NoDecode
 
+from services.common.object_store import read_options
 from services.common.settings import ServerSettings
 from services.generator.engine_settings import EngineSettings, TransformersSettings
 
@@ -32,12 +33,26 @@ class Settings(ServerSettings):
     )
     watch_s: float = Field(5.0, gt=0, description="Seconds between looks at which replicas run and what they serve.")
     data_dir: Path = Field(Path(".tunetrial/generator"), description="Folder for what must survive a restart: adapters served and aliases.")
+    store_options: Annotated[dict[str, Any], NoDecode] = Field(
+        {},
+        description='JSON object: what the libraries of object stores are told, {"endpoint_url": "https://..."}; no secrets, which they '
+        "take from their own variables.",
+    )
+    adapter_cache_bytes: int = Field(
+        20 * 2**30, ge=0, description="Bytes that adapters of object stores may take under data_dir; those that are served are not removed."
+    )
     dtype: str = Field(
         "float32", pattern="^(float32|float16|bfloat16|auto)$", description="Type of the weights in memory; auto is the checkpoint's."
     )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|mps)$", description="Where models run.")
     threads: int = Field(1, ge=1, description="Threads of the CPU that one forward pass uses.")
     batch_size: int = Field(32, ge=1, description="Requests that generate together, per base.")
+    full_models: int = Field(
+        4,
+        ge=0,
+        description="Fully fine-tuned models beside a base on transformers; each takes as much memory as the base. More are refused with "
+        "FULL_MODELS_TOO_MANY.",
+    )
     queue_limit: int = Field(256, ge=0, description="Requests that wait, per base; more are refused with QUEUE_FULL.")
     prefill_tokens: int = Field(
         512,
@@ -56,6 +71,11 @@ class Settings(ServerSettings):
     retriever_tls_certificate: Path | None = Field(None, description="PEM file with our certificate, for mutual TLS.")
     retriever_tls_key: Path | None = Field(None, description="PEM file with our private key, for mutual TLS.")
     retriever_token: SecretStr = Field(SecretStr(""), description="Bearer token for the retriever; needs retriever_tls_ca.")
+
+    @field_validator("store_options", mode="before")
+    @classmethod
+    def _read_options(cls, value: Any) -> Any:
+        return read_options(value) if isinstance(value, str) else value
 
     @field_validator("engines_file", mode="before")
     @classmethod

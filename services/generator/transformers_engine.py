@@ -1,7 +1,8 @@
-"""A base model with its LoRA adapters and soft prompts by transformers and PEFT, in process. Knows no wire, no callers and no proof.
+"""A base model with its LoRA adapters, soft prompts and fully fine-tuned models by transformers and PEFT, in process.
 
 Tensors are touched by one thread only, so the event loop never waits for a model; a second thread turns prompts into tokens. Requests
-wait in a queue, join the batch between two steps and leave it as soon as they end or their caller goes.
+wait in a queue, join the batch between two steps and leave it as soon as they end or their caller goes. Knows no wire, no callers and no
+proof.
 """
 
 from __future__ import annotations
@@ -21,19 +22,15 @@ from typing import Any, ParamSpec, TypeVar
 
 import structlog
 import torch
-from peft import LoraConfig, PeftType, PromptTuningConfig
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from services.common.errors import FailedPrecondition, InvalidArgument, Unavailable
-from services.generator.adapter_config import unreadable
-from services.generator.adapter_weights import read_weights
 from services.generator.chat_tokenizer import ChatTokenizer
-from services.generator.continuous_batch import ContinuousBatch, Row
+from services.generator.continuous_batch import Row
 from services.generator.domain import Base, Canary, Encoded, Generation, Prompt, Replica, Work
-from services.generator.lora_rack import LoraRack
 from services.generator.model_files import base_sha256, model_folder
-from services.generator.soft_prompts import SoftPrompts
+from services.generator.model_shelf import ModelShelf
 from services.generator.text_stream import TextStream
 
 _log = structlog.get_logger()
@@ -52,6 +49,8 @@ class Limits:
     """Requests that generate together."""
     prefill_tokens: int = 512
     """Prompt tokens, padding included, that one step takes in at most; a single longer prompt is taken alone."""
+    full_models: int = 4
+    """Fully fine-tuned models beside the base; each takes as much memory as it does."""
 
 
 class _Ticket:
@@ -64,7 +63,7 @@ class _Ticket:
 
 
 class TransformersEngine:
-    """One base model, held once, whatever the number of its adapters."""
+    """One base model, held once, whatever the number of its adapters; models with weights of their own are held beside it."""
 
     def __init__(
         self, name: str, source: str, *, dtype: str = "float32", device: str = "cpu", threads: int = 1, limits: Limits | None = None
@@ -102,7 +101,7 @@ class TransformersEngine:
     async def replicas(self) -> tuple[Replica, ...]:
         """This process."""
         self._check_loaded()
-        return (Replica(_HERE, frozenset((*self._rack.adapters, *self._soft.adapters))),)
+        return (Replica(_HERE, frozenset(self._shelf.names)),)
 
     @property
     def running_count(self) -> int:
@@ -149,7 +148,7 @@ class TransformersEngine:
         if not decoding.greedy:
             seed = secrets.randbits(63) if decoding.seed is None else decoding.seed
         text = TextStream(self._decode, decoding.stop)
-        row = Row(work, text, seed, self._soft.length(work.adapter))
+        row = Row(work, text, seed, self._shelf.soft.length(work.adapter), self._shelf.is_full(work.adapter))
         ticket = _Ticket(row, work.stream)
         self._submit(ticket)
         try:
@@ -166,16 +165,21 @@ class TransformersEngine:
             self._forget(ticket)
 
     async def load_adapter(self, adapter: str, folder: Path, among: frozenset[str] = frozenset()) -> None:
-        """Puts an adapter in, between two steps: InvalidArgument ADAPTER_UNREADABLE, FailedPrecondition ADAPTER_BASE_MISMATCH."""
+        """Puts an adapter in, between two steps; it is read while others go on.
+
+        Raises InvalidArgument ADAPTER_UNREADABLE, FailedPrecondition ADAPTER_BASE_MISMATCH, ResourceExhausted FULL_MODELS_TOO_MANY,
+        MEMORY_EXHAUSTED.
+        """
         self._check_loaded()
-        await self._on_model_thread(self._put_in, adapter, folder)
+        read = await asyncio.to_thread(self._shelf.read, adapter, folder)
+        await self._on_model_thread(self._shelf.put_in, adapter, folder, read)
 
     async def unload_adapter(self, adapter: str) -> None:
         """Takes an adapter out, between two steps."""
-        await self._on_model_thread(self._take_out, adapter)
+        await self._on_model_thread(self._shelf.take_out, adapter)
 
     async def score(self, rows: Sequence[tuple[str | None, Canary]], replica: str = _HERE) -> tuple[tuple[float, ...], ...]:
-        """Log-probabilities of the completions' tokens, all rows in one batch, read as requests are."""
+        """Log-probabilities of the completions' tokens, read as requests are: in one batch for all that share one."""
         assert replica == _HERE  # noqa: S101  there is no other
         self._check_loaded()
         loop = asyncio.get_running_loop()
@@ -183,11 +187,11 @@ class TransformersEngine:
             (adapter, *await loop.run_in_executor(self._text_thread, self._tokenizer.encode_canary, canary)) for adapter, canary in rows
         ]
         for adapter, prompt, completion in encoded:
-            if not completion or self._soft.length(adapter) + len(prompt) + len(completion) > self._context:
+            if not completion or self._shelf.soft.length(adapter) + len(prompt) + len(completion) > self._context:
                 raise InvalidArgument(
                     "ADAPTER_UNREADABLE", "a canary of the manifest is empty or longer than the model's context", field="uri"
                 )
-        return tuple(await self._on_model_thread(self._batch.score, encoded))
+        return tuple(await self._on_model_thread(self._shelf.score, encoded))
 
     async def close(self) -> None:
         """Ends all work; requests under way fail with ENGINE_UNAVAILABLE."""
@@ -222,11 +226,11 @@ class TransformersEngine:
             newcomers = self._admit()
             left, self._left = frozenset(self._left), set()
             try:
-                progress = await self._on_model_thread(self._batch.step, [ticket.row for ticket in newcomers], left)
+                progress = await self._on_model_thread(self._shelf.step, [ticket.row for ticket in newcomers], left)
             except Exception as error:
                 _log.exception("a step failed; its requests end", model=self._name)
                 self._fail(Unavailable("ENGINE_UNAVAILABLE", "model {name} failed: {error}", name=self._name, error=type(error).__name__))
-                await self._on_model_thread(self._batch.clear)
+                await self._on_model_thread(self._shelf.clear)
                 progress = []
             for row, piece in progress:
                 self._deliver(row, piece)
@@ -279,25 +283,5 @@ class TransformersEngine:
         if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise ValueError(f"model {self._name} keeps its past in {names}, which cannot share a batch: serve it by another engine")
-        ends = self._model.generation_config.eos_token_id
-        ends = tokenizer.eos_token_id if ends is None else ends
         self._decode = self._tokenizer.decoder()
-        self._rack, self._soft = LoraRack(self._model), SoftPrompts(self._model, self._context)
-        end_ids = frozenset(ends if isinstance(ends, list) else [ends])
-        self._batch = ContinuousBatch(self._model, self._rack, self._soft, end_ids, self._tokenizer.speller())
-
-    def _put_in(self, adapter: str, folder: Path) -> None:
-        config, weights = read_weights(folder)
-        if isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA:
-            self._rack.load(adapter, folder, config, weights)
-            self._soft.unload(adapter)
-        # Other kinds of prompt tuning are of the same class.
-        elif isinstance(config, PromptTuningConfig) and config.peft_type == PeftType.PROMPT_TUNING:
-            self._soft.load(adapter, folder, config, weights)
-            self._rack.unload(adapter)
-        else:
-            raise unreadable(folder, f"it is of kind {config.peft_type}, and this engine serves LORA and PROMPT_TUNING")
-
-    def _take_out(self, adapter: str) -> None:
-        self._rack.unload(adapter)
-        self._soft.unload(adapter)
+        self._shelf = ModelShelf(self._model, self._tokenizer, self._context, self._limits.full_models)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -10,10 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from services.common.errors import FailedPrecondition, TunetrialError
-from services.generator.adapter_config import ADAPTER_FILES, unreadable, virtual_tokens
-from services.generator.domain import Base, Canary, Engine, Proof, Turn
-from services.generator.model_files import file_sha256
+from services.common.errors import FailedPrecondition, Internal, TunetrialError
+from services.generator.adapter_config import ADAPTER_FILES, is_full_model, unreadable, virtual_tokens
+from services.generator.domain import Base, Canary, Decoding, Engine, Generation, Proof, Turn, Work
+from services.generator.model_files import base_sha256, file_sha256
 
 # For adapters without a manifest: any text tells whether an adapter changes anything.
 _OWN_CANARIES = (
@@ -35,6 +36,8 @@ class AdapterFiles:
     canaries: tuple[Canary, ...] = ()
     virtual_tokens: int = 0
     """Tokens of the context that a soft prompt takes."""
+    hosted_model: str = ""
+    """Name of the fine-tuned model at the provider that keeps it; then there is no folder."""
 
     def check(self, base: Base) -> None:
         """Raises FailedPrecondition ADAPTER_CHECKSUM_MISMATCH or ADAPTER_BASE_MISMATCH where the manifest says otherwise."""
@@ -61,7 +64,12 @@ class AdapterFiles:
 def read_adapter(folder: Path) -> AdapterFiles:
     """Hashes and manifest of an adapter's folder. Raises InvalidArgument ADAPTER_UNREADABLE."""
     try:
-        config, weights = (file_sha256(folder / name) for name in ADAPTER_FILES)
+        if is_full_model(folder):
+            config, weights = file_sha256(folder / "config.json"), base_sha256(folder)
+            if not weights:
+                raise unreadable(folder, "there are no *.safetensors in that folder")
+        else:
+            config, weights = (file_sha256(folder / name) for name in ADAPTER_FILES)
         files = AdapterFiles(folder, weights, config, virtual_tokens=virtual_tokens(folder))
         path = folder / "manifest.json"
         if not path.exists():
@@ -128,6 +136,26 @@ async def prove(engine: Engine, adapter: str, canaries: Sequence[Canary], tolera
     return Evidence(Proof(len(canaries), from_base, noise, from_manifest, tolerance, datetime.now(UTC)), *telling)
 
 
+async def prove_by_name(engine: Engine, adapter: str, replica: str) -> Evidence:
+    """Asks for one token, and takes down who answered.
+
+    Of what a provider keeps nothing can be measured; but it names the model in each answer, and the engine refuses an answer in another
+    name. Raises FailedPrecondition MODEL_DIFFERS.
+    """
+    canary = Canary((Turn("user", _OWN_CANARIES[0][0]),), "")
+    # A temperature of 1 is what every model takes.
+    work = Work(await engine.encode(canary.prompt), Decoding(max_tokens=1, temperature=1.0), 1, adapter, frozenset((replica,)))
+    answered_as = ""
+    try:
+        async with contextlib.aclosing(engine.generate(work)) as parts:
+            async for part in parts:
+                if isinstance(part, Generation):
+                    answered_as = part.snapshot
+    except Internal as error:
+        raise FailedPrecondition(error.reason, "adapter {name} is not proven: {why}", name=adapter, why=error.message) from error
+    return Evidence(Proof(0, 0.0, 0.0, None, 0.0, datetime.now(UTC), answered_as=answered_as), canary, (), ())
+
+
 def worst(found: Iterable[Evidence]) -> Proof | None:
     """The proof that holds for all replicas: the newest, with the differences of the worst. None without any."""
     proofs = sorted((one.proof for one in found), key=lambda proof: proof.time)
@@ -152,6 +180,8 @@ async def still_applied(engine: Engine, adapter: str, evidence: Evidence, replic
 
 def failure(proof: Proof, name: str) -> TunetrialError | None:
     """Why a proof fails: FailedPrecondition ADAPTER_CHANGES_NOTHING or ADAPTER_NOT_REPRODUCED; None when it holds."""
+    if proof.answered_as:
+        return None
     if proof.difference_from_base <= proof.base_noise:
         return FailedPrecondition(
             "ADAPTER_CHANGES_NOTHING",

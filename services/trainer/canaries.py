@@ -80,12 +80,15 @@ def log_probabilities(model: torch.nn.Module, canary: Canary) -> list[float]:
     return torch.log_softmax(logits.float(), dim=-1).gather(1, targets[:, None])[:, 0].tolist()
 
 
-def measure(model: Any, canaries: Sequence[Canary]) -> list[dict[str, Any]]:
-    """The canaries of the manifest. `model` is a PEFT model, in evaluation mode."""
+def measure(model: Any, canaries: Sequence[Canary], before: Sequence[list[float]] | None = None) -> list[dict[str, Any]]:
+    """The canaries of the manifest. `model`, in evaluation mode, is a PEFT model, or one of which `before` holds what the base gave."""
     measured = []
-    for canary in canaries:
-        with model.disable_adapter():
-            base = log_probabilities(model, canary)
+    for number, canary in enumerate(canaries):
+        if before is None:
+            with model.disable_adapter():
+                base = log_probabilities(model, canary)
+        else:
+            base = before[number]
         measured.append(
             {
                 "messages": [dict(message) for message in canary.messages],

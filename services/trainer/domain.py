@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from services.trainer.spec import TrainingSpec
 
@@ -44,6 +44,8 @@ class Inputs:
     dataset_sha256: str
     evaluation_path: str | None
     evaluation_sha256: str | None
+    provider: str | None = None
+    """Address of the provider that trains it; there is nothing here of its base then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +88,15 @@ class Adapter:
     weights_sha256: str
     dataset_sha256: str
     job_id: str
-    final_loss: float
+    final_loss: float | None
+    """None where a provider did not tell."""
     trained_tokens: int
     training_s: float
     dataset: DatasetReport
     library_versions: Mapping[str, str]
     create_time: datetime
+    evaluation_loss: float | None = None
+    """Of the weights that it has; None without evaluation data, and for adapters of before it was kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,17 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Store:
+    """An object store for adapters."""
+
+    url: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What its library is told beside; no secrets."""
+    patience_s: float = 300.0
+    """How long a process that has something to publish waits for a store that is away."""
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """All that a training process is told."""
 
@@ -130,6 +146,12 @@ class Order:
     """Of each process."""
     processes: int = 1
     """That share the batch."""
+    four_bit_on_cpu: bool = False
+    """Whether a base in four bits may do without CUDA."""
+    store: Store | None = None
+    """Where to publish instead of in `adapters_dir`."""
+    report_to: tuple[str, ...] = ()
+    """Who else is told how it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +212,10 @@ class TrainingRun(Protocol):
         """What happens, in order; the last is Exited. To be read once."""
 
     async def stop(self) -> None:
-        """Ends it within 5 seconds, whatever it does; returns when it is gone."""
+        """Ends it for good within 5 seconds, whatever it does; returns when it is gone."""
+
+    async def leave(self) -> None:
+        """The service ends and the job is to go on after it: lets go of what goes on without the service, and ends the rest as `stop`."""
 
 
 class Launcher(Protocol):
@@ -204,8 +229,14 @@ class Launcher(Protocol):
     def processes(self) -> int:
         """How many share the batch of a job."""
 
+    def takes_slot(self, spec: TrainingSpec) -> bool:
+        """Whether such a job needs a place here to run; of others any number run at once."""
+
     async def launch(self, order: Order) -> TrainingRun:
-        """Starts a job. May be cancelled. Raises OSError."""
+        """Starts a job. May be cancelled. Raises OSError, TunetrialError."""
+
+    def drop(self, job_id: str) -> None:
+        """Begins to end what an earlier service may have left running of a job that was not launched here."""
 
     async def close(self) -> None:
         """Frees what is kept between jobs."""
@@ -215,21 +246,31 @@ class InputReader(Protocol):
     """Port to bases and data."""
 
     async def read(self, spec: TrainingSpec) -> Inputs:
-        """Checks and hashes. Raises InvalidArgument BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED."""
+        """Checks and hashes.
+
+        Raises InvalidArgument BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED, FailedPrecondition HOSTED_NOT_CONFIGURED.
+        """
 
 
 class AdapterFolder(Protocol):
-    """Port to the published adapters."""
+    """Port to the published adapters. Its methods may block, and raise Unavailable where adapters are elsewhere."""
 
     @property
     def path(self) -> str:
         """Where training processes publish."""
+
+    @property
+    def store(self) -> Store | None:
+        """Where they publish instead, if anywhere."""
 
     def exists(self, name: str) -> bool:
         """Whether something is published under `name`."""
 
     def published(self, name: str, job_id: str) -> Adapter | None:
         """The adapter `name` if that job made it."""
+
+    def of_work(self, name: str, work: str) -> Adapter | None:
+        """The adapter `name` if that work makes it, whoever did it."""
 
     def discard_partial(self, job_id: str | None = None) -> None:
         """Removes what unfinished jobs left behind: of one job, or of all."""

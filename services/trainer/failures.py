@@ -7,13 +7,19 @@ import re
 from services.common.errors import TunetrialError
 from services.trainer.domain import Exited
 
+_KILLED = {
+    -9: "run fewer jobs at once (TUNETRIAL_SLOTS)",
+    137: "give its pods more memory (requests and limits in TUNETRIAL_KUBERNETES)",
+}
+"""What else to do about it, by the exit codes that say so: here, and in a container."""
+
 
 def words_of_exit(exited: Exited) -> str:
     """Why a process that said nothing may have ended, and what to do. Lines of its log follow where it left any."""
-    if exited.code in (-9, 137):
+    if exited.code in _KILLED:
         text = (
-            "the training process was killed (SIGKILL), most often because the machine ran out of memory: lower micro_batch_size or "
-            "max_length, or run fewer jobs at once (TUNETRIAL_SLOTS), then create the job again"
+            "the training process was killed (SIGKILL), most often because memory ran out: lower micro_batch_size or max_length, or "
+            f"{_KILLED[exited.code]}, then create the job again"
         )
     elif exited.code is None:
         text = "the training process is gone and nobody saw why; create the job again"

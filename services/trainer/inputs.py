@@ -15,12 +15,14 @@ from services.common.errors import InvalidArgument
 from services.common.security import allowed_path
 from services.trainer import formats
 from services.trainer.domain import Inputs
+from services.trainer.hosted_data import chat_rows
+from services.trainer.hosted_settings import not_configured
 from services.trainer.spec import TrainingSpec
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_TEXT_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")
+TEXT_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")
 """Patterns of a base's files other than weights that decide a training's result."""
-HUB_PATTERNS = ["*.safetensors", *_TEXT_PATTERNS]
+HUB_PATTERNS = ["*.safetensors", *TEXT_PATTERNS]
 """What is fetched of a base from the hub: never pickles, never code."""
 
 
@@ -31,7 +33,7 @@ def weights_sha256(folder: Path) -> str:
 
 def text_sha256(folder: Path) -> str:
     """The same of configuration, tokenizer and chat template. Raises OSError."""
-    return _sha256_of(path for pattern in _TEXT_PATTERNS for path in folder.glob(pattern))
+    return _sha256_of(path for pattern in TEXT_PATTERNS for path in folder.glob(pattern))
 
 
 def _sha256_of(paths: Iterable[Path]) -> str:
@@ -45,21 +47,32 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_READERS: Mapping[str, Callable[[Path, str], Iterable[object]]] = {"dpo": formats.preferences, "hosted": chat_rows}
+
+
 class FileInputs:
     """Inputs from allowed folders, bases also by name or from the hub. Hashes of bases are kept while their files stay as they are."""
 
-    def __init__(self, uri_roots: str, models: Mapping[str, str], hub_cache: Path | None = None) -> None:
-        self._uri_roots, self._models, self._hub_cache = uri_roots, models, hub_cache
+    def __init__(self, uri_roots: str, models: Mapping[str, str], hub_cache: Path | None = None, provider: str = "") -> None:
+        """`provider` is the address of the one that trains hosted jobs; empty for none."""
+        self._uri_roots, self._models, self._hub_cache, self._provider = uri_roots, models, hub_cache, provider
         self._hashes: dict[tuple[tuple[str, int, int], ...], tuple[str, str]] = {}
 
     async def read(self, spec: TrainingSpec) -> Inputs:
-        """Checks and hashes. Raises InvalidArgument BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED."""
+        """Checks and hashes.
+
+        Raises InvalidArgument BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED, FailedPrecondition HOSTED_NOT_CONFIGURED.
+        """
         return await asyncio.to_thread(self._read, spec)
 
     def _read(self, spec: TrainingSpec) -> Inputs:
-        read = formats.preferences if spec.method.kind == "dpo" else formats.conversations
+        if spec.hosted and not self._provider:
+            raise not_configured()
+        read = _READERS.get(spec.method.kind, formats.conversations)
         dataset_path, dataset_sha256 = self._data(spec.dataset_uri, "spec.dataset_uri", read)
         evaluation = self._data(spec.evaluation_uri, "spec.evaluation_uri", read) if spec.evaluation_uri else (None, None)
+        if spec.hosted:
+            return Inputs(None, None, None, None, None, dataset_path, dataset_sha256, evaluation[0], evaluation[1], self._provider)
         path, hub_name, revision = self._base(spec.base)
         weights, text = self._base_hashes(path) if path is not None else (None, None)
         return Inputs(str(path) if path else None, hub_name, revision, weights, text, dataset_path, dataset_sha256, *evaluation)

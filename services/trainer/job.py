@@ -24,6 +24,7 @@ from services.trainer.records import EVENT, ORDER
 
 RECIPES = {
     "sft": "services.trainer.recipes.sft",
+    "full": "services.trainer.recipes.full",
     "dpo": "services.trainer.recipes.dpo",
     "prompt_tuning": "services.trainer.recipes.prompt_tuning",
 }
@@ -78,6 +79,8 @@ def attempt(order_file: Path, report: Callable[[Event], None]) -> int:
     report(Started(os.getpid()))
     try:
         order = ORDER.validate_json(order_file.read_bytes())
+        if order.store is not None and _published_before(order, report):
+            return SUCCEEDED
         train: _Train = importlib.import_module(RECIPES[order.spec.method.kind]).train
         train(order, report)
     except InterruptedError:
@@ -88,6 +91,13 @@ def attempt(order_file: Path, report: Callable[[Event], None]) -> int:
         report(Failed(words_of_error(error)))
         return FAILED
     return SUCCEEDED
+
+
+def _published_before(order: Order, report: Callable[[Event], None]) -> bool:
+    # Its libraries take a moment, in which the service's end must be seen already.
+    from services.trainer import publishing  # noqa: PLC0415
+
+    return publishing.resume(order, report, leads())
 
 
 def _end_with(service: socket.socket) -> None:

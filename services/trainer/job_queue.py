@@ -12,6 +12,7 @@ from enum import Enum, auto
 import structlog
 
 from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from services.trainer.adapter_shelf import AdapterShelf, Found
 from services.trainer.domain import (
     Adapter,
     AdapterFolder,
@@ -69,6 +70,8 @@ class Limits:
     max_queued: int
     threads: int
     checkpoint_s: float
+    four_bit_on_cpu: bool = False
+    report_to: tuple[str, ...] = ()
 
 
 class JobQueue:
@@ -84,7 +87,8 @@ class JobQueue:
         limits: Limits,
     ) -> None:
         self._store, self._launcher, self._inputs = store, launcher, inputs
-        self._adapters, self._checkpoints, self._limits = adapters, checkpoints, limits
+        self._adapters, self._shelf = adapters, AdapterShelf(adapters)
+        self._checkpoints, self._limits = checkpoints, limits
         self._active: dict[str, _Active] = {}
         self._changed: dict[str, asyncio.Event] = {}
         # Held while a state is read and changed in one go; never while a job trains or files are hashed.
@@ -93,9 +97,9 @@ class JobQueue:
 
     async def start(self) -> None:
         """Takes up what an earlier service left: jobs that were running go on from their checkpoints, unless they had published."""
-        self._adapters.discard_partial()
+        await self._shelf.clear()
         for job in await self._store.in_state(JobState.RUNNING):
-            adapter = self._adapters.published(job.spec.adapter_name, job.id)
+            adapter = await self._shelf.made(job)
             if adapter is not None:
                 await self._finish(job, adapter)
             else:
@@ -122,18 +126,19 @@ class JobQueue:
         before = await self._store.by_request(request_id) if request_id else None
         if before is not None and before.spec == spec:
             return await self.get(before.id)
-        if spec.four_bit and not self._launcher.has_cuda:
+        if spec.four_bit and not (self._launcher.has_cuda or self._limits.four_bit_on_cpu):
             message = "four_bit needs a CUDA device where the trainer runs, and there is none: leave four_bit unset"
             raise FailedPrecondition("CUDA_NEEDED", message, field=f"spec.{spec.method.kind}.lora.four_bit")
         spec.divided(self._launcher.processes)
         inputs = await self._inputs.read(spec)
+        work = work_hash(spec, inputs)
+        found = await self._shelf.find(spec.adapter_name, work)
         async with self._lock:
-            job = await self._create(spec, inputs, request_id)
+            job = await self._create(spec, inputs, work, found, request_id)
         await self._fill()
         return await self.get(job.id)
 
-    async def _create(self, spec: TrainingSpec, inputs: Inputs, request_id: str) -> Job:
-        work = work_hash(spec, inputs)
+    async def _create(self, spec: TrainingSpec, inputs: Inputs, work: str, found: Found, request_id: str) -> Job:
         before = await self._store.by_request(request_id) if request_id else None
         if before is not None:
             if before.work != work:
@@ -142,22 +147,27 @@ class JobQueue:
             return before
         same = await self._store.alive_with_work(work)
         # A finished job whose adapter was deleted since is no answer.
-        if same is None or (same.state is JobState.SUCCEEDED and not self._adapters.exists(spec.adapter_name)):
-            same = await self._add(spec, inputs, work)
+        if same is None or (same.state is JobState.SUCCEEDED and not found.has(same)):
+            same = await self._add(spec, inputs, work, found)
         if request_id:
             await self._store.remember_request(request_id, same.id)
         return same
 
-    async def _add(self, spec: TrainingSpec, inputs: Inputs, work: str) -> Job:
+    async def _add(self, spec: TrainingSpec, inputs: Inputs, work: str, found: Found) -> Job:
         name = spec.adapter_name
         other = await self._store.alive_with_adapter(name)
-        if self._adapters.exists(name) or (other is not None and not other.state.ended):
+        job = Job(uuid.uuid4().hex, spec, inputs, work, datetime.now(UTC))
+        if found.adapter is not None:
+            # Made by a job that is not known here, or was thought to have failed.
+            await self._store.add(job)
+            await self._finish(job, found.adapter)
+            return job
+        if found.has(other) or (other is not None and not other.state.ended):
             message = "adapter name {name} is taken by other work{by}: choose another name, or delete that adapter's folder"
             by = f" (job {other.id})" if other is not None else ""
             raise AlreadyExists("ADAPTER_NAME_TAKEN", message, name=name, by=by, field="spec.adapter_name")
         if len(await self._store.in_state(JobState.QUEUED)) >= self._limits.max_queued:
             raise ResourceExhausted("QUEUE_FULL", "{count} jobs wait already: come back when some are done", count=self._limits.max_queued)
-        job = Job(uuid.uuid4().hex, spec, inputs, work, datetime.now(UTC))
         await self._store.add(job)
         return job
 
@@ -186,6 +196,7 @@ class JobQueue:
         async with self._lock:
             job = await self.get(id_)
             if job.state is JobState.QUEUED:
+                self._launcher.drop(id_)
                 await self._store.update(replace(job, state=JobState.CANCELLED, end_time=datetime.now(UTC)))
                 await asyncio.to_thread(self._checkpoints.discard, job.work)
                 self._notify(id_)
@@ -216,7 +227,7 @@ class JobQueue:
     async def adapter(self, name: str) -> Adapter:
         """A finished adapter. Raises NotFound ADAPTER_NOT_FOUND."""
         adapter = await self._store.get_adapter(name)
-        if adapter is None or not self._adapters.exists(name):
+        if adapter is None or not await self._shelf.exists(name):
             raise NotFound("ADAPTER_NOT_FOUND", "no adapter {name}", name=name)
         return adapter
 
@@ -224,7 +235,7 @@ class JobQueue:
         """Adapters, newest first, and the token of the next page. Raises InvalidArgument PAGE_TOKEN_INVALID."""
         listing, size = f"adapters {base}", page_size(size)
         rows = await self._store.adapters_page(base, page_start(listing, token), size + 1)
-        there = [adapter for _, adapter in rows[:size] if self._adapters.exists(adapter.name)]
+        there = await self._shelf.there([adapter for _, adapter in rows[:size]])
         return there, page_token(listing, rows[size - 1][0]) if len(rows) > size else ""
 
     def _stop(self, active: _Active, why: _Stop) -> asyncio.Future[None]:
@@ -242,10 +253,14 @@ class JobQueue:
     async def _fill(self) -> None:
         """Gives free slots to the oldest jobs that wait."""
         async with self._lock:
-            free = self._limits.slots - len(self._active)
-            if free <= 0 or self._closing:
+            if self._closing:
                 return
-            for job in (await self._store.in_state(JobState.QUEUED))[:free]:
+            free = self._limits.slots - sum(self._launcher.takes_slot(active.job.spec) for active in self._active.values())
+            for job in await self._store.in_state(JobState.QUEUED):
+                if self._launcher.takes_slot(job.spec):
+                    if free <= 0:
+                        continue
+                    free -= 1
                 running = replace(job, state=JobState.RUNNING, start_time=datetime.now(UTC))
                 await self._store.update(running)
                 active = _Active(running)
@@ -261,8 +276,8 @@ class JobQueue:
         except Exception as problem:
             _log.exception("job could not be run", job=id_)
             error = words_of_error(problem)
-        self._adapters.discard_partial(id_)
-        adapter = self._adapters.published(active.job.spec.adapter_name, id_)
+        await self._shelf.clear(id_)
+        adapter = await self._shelf.made(active.job, in_haste=active.why is not None)
         while not await self._settled(active, adapter, error):  # noqa: ASYNC110  a full disk tells nobody when it is full no more
             await asyncio.sleep(_RETRY_S)
         await self._fill()
@@ -317,6 +332,9 @@ class JobQueue:
             checkpoint_s=self._limits.checkpoint_s,
             threads=self._limits.threads,
             processes=self._launcher.processes,
+            four_bit_on_cpu=self._limits.four_bit_on_cpu,
+            store=self._adapters.store,
+            report_to=self._limits.report_to,
         )
         stopped = asyncio.create_task(active.stop.wait())
         launching = asyncio.ensure_future(self._launcher.launch(order))
@@ -329,7 +347,7 @@ class JobQueue:
                 if launching.cancelled():
                     return ""
             run = launching.result()
-            stopping = asyncio.create_task(_stop_when(active.stop, run))
+            stopping = asyncio.create_task(_stop_when_told(active, run))
             return await self._follow(active, run)
         finally:
             stopped.cancel()
@@ -362,9 +380,9 @@ class JobQueue:
         return error or words_of_exit(exited)
 
 
-async def _stop_when(stop: asyncio.Event, run: TrainingRun) -> None:
-    await stop.wait()
-    await run.stop()
+async def _stop_when_told(active: _Active, run: TrainingRun) -> None:
+    await active.stop.wait()
+    await (run.stop() if active.why is _Stop.CANCEL else run.leave())
 
 
 def _queued_again(job: Job) -> Job:

@@ -5,20 +5,15 @@ Paths are those inside the namespace: `jobs/name`, `pods/name/log`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
-import os
 from collections.abc import AsyncIterator, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import aiohttp
 from kubernetes_asyncio import client, config
 
-from services.common.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
+from services.common.errors import AlreadyExists, FailedPrecondition, NotFound
+from services.common.kubernetes import Connection, away, reaching, said
 
-_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _GROUPS = {"jobs": "/apis/batch/v1"}
 _NOT_FOUND, _CONFLICT = 404, 409
 _AWAY = (408, 425, 429)
@@ -33,9 +28,12 @@ class KubernetesApi:
 
     def __init__(self, namespace: str) -> None:
         """Contacts nothing. An empty namespace means the own one of the pod that this is, "default" outside of a cluster."""
-        self.namespace = namespace
-        self._client: client.ApiClient | None = None
-        self._connecting = asyncio.Lock()
+        self._connection = Connection(namespace)
+
+    @property
+    def namespace(self) -> str:
+        """Its name, once the API was asked."""
+        return self._connection.namespace
 
     async def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
         """An object, or a list of them. Raises NotFound, FailedPrecondition KUBERNETES_REFUSED, Unavailable KUBERNETES_UNAVAILABLE."""
@@ -65,8 +63,7 @@ class KubernetesApi:
 
     async def close(self) -> None:
         """Closes the connections."""
-        if self._client is not None:
-            await self._client.close()
+        await self._connection.close()
 
     async def _ask(
         self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None
@@ -76,7 +73,7 @@ class KubernetesApi:
             return found
 
     async def _call(self, method: str, path: str, query: Mapping[str, str], body: Mapping[str, Any] | None, **how: Any) -> Any:
-        api = await self._connected()
+        api = await self._connection.client()
         group = _GROUPS.get(path.partition("/")[0], "/api/v1")
         answers = {200: "object", 201: "object", 202: "object"}
         # As JSON, not as the library's classes: these refuse what a newer server adds, and take long to make.
@@ -91,37 +88,24 @@ class KubernetesApi:
             **how,
         )
 
-    async def _connected(self) -> client.ApiClient:
-        async with self._connecting:
-            if self._client is None:
-                found = client.Configuration()
-                found.connection_pool_maxsize = 0  # without limit: each job's log keeps one open
-                own = _own_namespace(found)
-                if own is None:
-                    await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=found)
-                self.namespace = self.namespace or own or "default"
-                self._client = client.ApiClient(found)
-            return self._client
-
     @contextlib.contextmanager
     def _explained(self, method: str, path: str) -> Iterator[None]:
         try:
-            yield
+            with reaching():
+                yield
         except client.ApiException as error:
-            status, said = error.status or 0, _said(error)
+            status, why = error.status or 0, said(error)
             if status == _NOT_FOUND:
-                raise NotFound("KUBERNETES_NOT_FOUND", "{path} is not there: {said}", path=path, said=said) from error
+                raise NotFound("KUBERNETES_NOT_FOUND", "{path} is not there: {said}", path=path, said=why) from error
             if status == _CONFLICT:
-                raise AlreadyExists("KUBERNETES_CONFLICT", "{path}: {said}", path=path, said=said) from error
+                raise AlreadyExists("KUBERNETES_CONFLICT", "{path}: {said}", path=path, said=why) from error
             if status in _AWAY or not 400 <= status < 500:
-                raise _away(said) from error
-            raise self._refused(status, method, path, said) from error
+                raise away(why) from error
+            raise self._refused(status, method, path, why) from error
         except config.ConfigException as error:
             raise FailedPrecondition("KUBERNETES_REFUSED", "there is no way to the cluster: {why}", why=error) from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise _away(f"{type(error).__name__}: {error}") from error
 
-    def _refused(self, status: int, method: str, path: str, said: str) -> FailedPrecondition:
+    def _refused(self, status: int, method: str, path: str, why: str) -> FailedPrecondition:
         verb, (kind, _, name) = _VERBS[method], path.partition("/")
         if method == "GET" and not name:
             verb = "list"
@@ -130,26 +114,6 @@ class KubernetesApi:
         if status == 401:
             message += "; its credentials are not valid"
         # Quotas and policies forbid as well, by other words.
-        elif status == 403 and "cannot" in said:
+        elif status == 403 and "cannot" in why:
             message += "; the Role of its service account lacks that right (docs/trainer.md shows all)"
-        return FailedPrecondition("KUBERNETES_REFUSED", message, what=what, namespace=self.namespace, said=said)
-
-
-def _away(why: str) -> Unavailable:
-    return Unavailable("KUBERNETES_UNAVAILABLE", "the Kubernetes API does not answer: {why}", why=why, retry_after_s=5)
-
-
-def _own_namespace(configuration: client.Configuration) -> str | None:
-    """The namespace of the pod that this is, whose service account is configured then; None outside of a cluster."""
-    incluster: Any = config
-    try:
-        incluster.load_incluster_config(client_configuration=configuration)
-        return _NAMESPACE.read_text(encoding="ascii").strip()
-    except config.ConfigException:
-        return None
-
-
-def _said(error: client.ApiException) -> str:
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        return str(json.loads(error.body or "")["message"])[:500]
-    return " ".join(str(error.body or error.reason).split())[:500]
+        return FailedPrecondition("KUBERNETES_REFUSED", message, what=what, namespace=self.namespace, said=why)

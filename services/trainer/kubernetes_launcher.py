@@ -21,6 +21,7 @@ from services.trainer.kubernetes_run import KubernetesRun, Timing
 from services.trainer.kubernetes_settings import KubernetesTraining
 from services.trainer.kubernetes_state import end_of, is_ours
 from services.trainer.manifest import AdapterFiles
+from services.trainer.spec import TrainingSpec
 
 _log = structlog.get_logger()
 _POLL_S, _STOP_S, _CLOSE_S = 2.0, 2.5, 5.0
@@ -34,7 +35,8 @@ class KubernetesLauncher:
         self._settings = settings
         self._timing = Timing(poll_s, cancel_grace_s, cancel_grace_s + _STOP_S)
         self._api = KubernetesApi(settings.namespace)
-        self._leaving = asyncio.Event()
+        self.leaving = False
+        """Whether the service ends, and Jobs outlive it."""
         self._removals: set[asyncio.Task[None]] = set()
         self._launched: set[str] = set()
         """uids of Jobs that an attempt was made of here."""
@@ -49,14 +51,13 @@ class KubernetesLauncher:
         """How many share the batch of a job."""
         return self._settings.processes
 
-    @property
-    def leaving(self) -> bool:
-        """Whether Jobs outlive what is done to their runs."""
-        return self._leaving.is_set()
-
     def leave(self) -> None:
-        """From now on runs are let go instead of stopped: the service ends, its Jobs do not."""
-        self._leaving.set()
+        """From now on a Job that may have been made stays for the next service, and so does what its pods write."""
+        self.leaving = True
+
+    def takes_slot(self, spec: TrainingSpec) -> bool:
+        """Slots say how many Jobs the cluster is given at once."""
+        return True
 
     async def launch(self, order: Order) -> KubernetesRun:
         """The job's Job: the one that runs already, or a new one. Waits while the API is away. May be cancelled.
@@ -72,7 +73,11 @@ class KubernetesLauncher:
                 self._remove(order.job_id)
             raise
         self._launched.add(job["metadata"]["uid"])
-        return KubernetesRun(self._api, job, self._settings, self._timing, partial(self._remove, order.job_id), self._leaving)
+        return KubernetesRun(self._api, job, self._settings, self._timing, partial(self._remove, order.job_id))
+
+    def drop(self, job_id: str) -> None:
+        """Begins to delete the Job that an earlier service, with more slots, may have made."""
+        self._remove(job_id)
 
     async def close(self) -> None:
         """Closes the connections, after what is being deleted."""
@@ -166,12 +171,17 @@ class KubernetesLauncher:
             # In the foreground: as long as a pod is left there is a Job, and no second one can be made.
             uid = {"uid": job["metadata"]["uid"]}
             await self._api.delete(f"jobs/{name}", propagationPolicy="Foreground", preconditions=uid)
-            selector = ",".join(f"{name}={value}" for name, value in labels_of(job_id).items())
-            pods = (await self._api.get("pods", {"labelSelector": selector}))["items"]
         except (NotFound, AlreadyExists):
             return
-        for pod in pods:
-            # Otherwise they would take the time that they have to save a checkpoint.
+        try:
+            await self._hurry(job_id)
+        except FailedPrecondition as error:
+            _log.warning("the pods of a deleted job take their own time to end", job=name, error=error.message)
+
+    async def _hurry(self, job_id: str) -> None:
+        """Gives its pods the time of a cancelled job. Otherwise they would take what they have to save a checkpoint."""
+        selector = ",".join(f"{name}={value}" for name, value in labels_of(job_id).items())
+        for pod in (await self._api.get("pods", {"labelSelector": selector}))["items"]:
             with contextlib.suppress(NotFound):
                 await self._api.delete(f"pods/{pod['metadata']['name']}", gracePeriodSeconds=max(1, round(self._timing.grace_s)))
 

@@ -50,7 +50,7 @@ class Timing:
 
 
 class KubernetesRun:
-    """One Job. `remove` deletes it, trying on until that is accepted; `leaving` says that the service goes and Jobs stay."""
+    """One Job. `remove` deletes it, trying on until that is accepted."""
 
     def __init__(
         self,
@@ -59,9 +59,8 @@ class KubernetesRun:
         settings: KubernetesTraining,
         timing: Timing,
         remove: Callable[[], asyncio.Task[None]],
-        leaving: asyncio.Event,
     ) -> None:
-        self._api, self._settings, self._timing, self._remove, self._leaving = api, settings, timing, remove, leaving
+        self._api, self._settings, self._timing, self._remove = api, settings, timing, remove
         self._name, self._uid = job["metadata"]["name"], job["metadata"]["uid"]
         self._selector = f"{JOB_LABEL}={job['metadata']['labels'][JOB_LABEL]}"
         self._told: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -89,20 +88,18 @@ class KubernetesRun:
                 task.cancel()
 
     async def stop(self) -> None:
-        """Deletes the Job and its pods; returns when they are gone, or when that takes too long. `events` must be read meanwhile.
+        """Deletes the Job and its pods; returns when they are gone, or when that takes too long. `events` must be read meanwhile."""
+        self._stopping = True
+        self._remove()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._gone.wait(), self._timing.stop_s)
+            return
+        _log.warning("a cancelled job's pods take long to end", job=self._name)
+        await self.leave()
 
-        While the service leaves it deletes nothing: the next one adopts the Job.
-        """
-        if self._leaving.is_set():
-            self._let_go.set()
-        else:
-            self._stopping = True
-            self._remove()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), self._timing.stop_s)
-                return
-            _log.warning("a cancelled job's pods take long to end", job=self._name)
-            self._let_go.set()
+    async def leave(self) -> None:
+        """Deletes nothing: the next service adopts the Job. `events` must be read meanwhile."""
+        self._let_go.set()
         await self._gone.wait()
 
     async def _watch(self) -> Exited:

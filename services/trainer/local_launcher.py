@@ -21,6 +21,7 @@ import structlog
 from services.trainer.domain import Event, Exited, Order, Started
 from services.trainer.job import LOG_FILE, ORDER_FILE
 from services.trainer.records import EVENT, ORDER
+from services.trainer.spec import TrainingSpec
 
 _log = structlog.get_logger()
 
@@ -41,9 +42,9 @@ def cuda_present() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
-def job_environment(environment: Mapping[str, str], threads: int, processes: int = 1) -> dict[str, str]:
-    """The environment of a training process."""
-    passed = {name: environment[name] for name in _PASSED if name in environment}
+def job_environment(environment: Mapping[str, str], threads: int, processes: int = 1, more: tuple[str, ...] = ()) -> dict[str, str]:
+    """The environment of a training process; variables whose names begin with one of `more` are passed on too."""
+    passed = {name: value for name, value in environment.items() if name in _PASSED or (more and name.startswith(more))}
     devices = passed["CUDA_VISIBLE_DEVICES"].split(",") if "CUDA_VISIBLE_DEVICES" in passed else [str(n) for n in range(processes)]
     return {
         **passed,
@@ -70,9 +71,12 @@ def job_environment(environment: Mapping[str, str], threads: int, processes: int
 class LocalLauncher:
     """Starts jobs here. Needs to be closed."""
 
-    def __init__(self, jobs_dir: Path, threads: int, processes: int, warm: bool, cancel_grace_s: float) -> None:
+    def __init__(
+        self, jobs_dir: Path, threads: int, processes: int, warm: bool, cancel_grace_s: float, variables: tuple[str, ...] = ()
+    ) -> None:
+        """`variables` are beginnings of names of variables that jobs see beside the usual ones."""
         self._jobs_dir, self._processes, self._grace_s = jobs_dir.resolve(), processes, cancel_grace_s
-        self._environment = job_environment(os.environ, threads, processes)
+        self._environment = job_environment(os.environ, threads, processes, variables)
         self._cuda = cuda_present()
         forks = warm and processes == 1 and sys.platform == "linux" and not self._cuda
         self._warm = _WarmProcess(self._environment, self._jobs_dir / "warm.txt") if forks else None
@@ -86,6 +90,10 @@ class LocalLauncher:
     def processes(self) -> int:
         """How many share the batch of a job."""
         return self._processes
+
+    def takes_slot(self, spec: TrainingSpec) -> bool:
+        """Every process needs its place."""
+        return True
 
     async def launch(self, order: Order) -> LocalRun:
         """Starts a job in a fresh folder. May be cancelled. Raises OSError."""
@@ -114,6 +122,9 @@ class LocalLauncher:
                 *(sys.executable, *(alone if self._processes == 1 else together)),
                 stdin=channel.fileno(), stdout=log, stderr=log, env=self._environment, cwd=_ROOT, start_new_session=True,
             )  # fmt: skip
+
+    def drop(self, job_id: str) -> None:
+        """Nothing to do: no process outlives its service."""
 
     async def close(self) -> None:
         """Ends the warm process. Jobs are not touched: stop them before."""
@@ -179,6 +190,10 @@ class LocalRun:
             # Those that torchrun started are in groups of their own; they end with this.
             self._writer.close()
         await self._gone.wait()
+
+    async def leave(self) -> None:
+        """The same: without its service it would end anyway, and it goes on from its checkpoint."""
+        await self.stop()
 
 
 class _WarmProcess:

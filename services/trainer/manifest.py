@@ -1,4 +1,7 @@
-"""Adapters on disk: weights, configuration, manifest.json and a model card in a folder; published whole or not. Knows no training."""
+"""Adapters, and models of their own, on disk: weights, configuration, manifest.json and a model card in a folder; published whole or not.
+
+Knows no training.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from services.trainer.domain import Adapter
 from services.trainer.records import ADAPTER
 
 WEIGHTS = "adapter_model.safetensors"
+"""Of an adapter."""
+HOSTED = "openai:"
+"""Uris of adapters whose weights a provider keeps begin so; the name of its model follows."""
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial-"
 """Names of adapters do not begin with '.', so the two never meet."""
@@ -27,8 +33,9 @@ def partial_folder(adapters_dir: Path, job_id: str) -> Path:
 
 def write(folder: Path, adapter: Adapter, more: Mapping[str, Any]) -> None:
     """Writes manifest and model card. `more` is what the manifest holds beside the adapter's own fields. Raises OSError."""
-    # The uri is left out: a manifest must stay true when its folder is copied elsewhere.
-    manifest = {**ADAPTER.dump_python(adapter, mode="json", exclude={"uri"}), **more}
+    # The folder is left out as uri: a manifest must stay true when its folder is copied elsewhere.
+    apart = None if adapter.uri.startswith(HOSTED) else {"uri"}
+    manifest = {**ADAPTER.dump_python(adapter, mode="json", exclude=apart), **more}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(adapter, more["recipe"]), encoding="utf-8")
 
@@ -62,17 +69,23 @@ def _sync_folder(folder: Path) -> None:
 
 def read(folder: Path, job_id: str) -> Adapter | None:
     """The adapter in a folder if that job made it; None otherwise."""
+    return _read(folder, "job_id", job_id)
+
+
+def _read(folder: Path, key: str, value: str) -> Adapter | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if manifest.get("job_id") != job_id:
+    if manifest.get(key) != value:
         return None
-    return ADAPTER.validate_python({**manifest, "uri": str(folder)})
+    return ADAPTER.validate_python({"uri": str(folder), **manifest})
 
 
 class AdapterFiles:
     """The published adapters of one folder."""
+
+    store = None
 
     def __init__(self, adapters_dir: Path) -> None:
         self._dir = adapters_dir
@@ -90,6 +103,10 @@ class AdapterFiles:
         """The adapter `name` if that job made it."""
         return read(self._dir / name, job_id)
 
+    def of_work(self, name: str, work: str) -> Adapter | None:
+        """The adapter `name` if that work makes it, whoever did it."""
+        return _read(self._dir / name, "work", work)
+
     def discard_partial(self, job_id: str | None = None) -> None:
         """Removes what unfinished jobs left behind: of one job, or of all."""
         for folder in self._dir.glob(f"{_PARTIAL}{job_id or ''}*"):
@@ -98,10 +115,12 @@ class AdapterFiles:
 
 def _card(adapter: Adapter, recipe: Mapping[str, Any]) -> str:
     method, data = recipe["method"], adapter.dataset
+    if method["kind"] == "hosted":
+        return _hosted_card(adapter, recipe)
     course = method["optimization"]
     length = f"{course['epochs']:g} epochs" if course["epochs"] is not None else f"{course['max_steps']} steps"
     return f"""---
-library_name: peft
+library_name: {"transformers" if method["kind"] == "full" else "peft"}
 ---
 
 # {adapter.name}
@@ -114,8 +133,26 @@ Of {data.example_count} examples, {data.truncated_count} were cut to the longest
 the cut left nothing to learn from.
 
 `manifest.json` holds every setting, the hashes of base, data and weights, the library versions, and the log-probabilities on a few prompts
-by which an engine can prove that it applies this adapter. It fits the base with sha256 `{adapter.base_sha256}` only.
+by which an engine can prove that it {_PROOF[method["kind"] == "full"].format(base=adapter.base_sha256)}
 """
+
+
+def _hosted_card(adapter: Adapter, recipe: Mapping[str, Any]) -> str:
+    return f"""# {adapter.name}
+
+The model `{adapter.uri.removeprefix(HOSTED)}` of a provider, which it fine-tuned from its model `{adapter.base}`
+on {adapter.dataset.example_count} examples, with seed {recipe["seed"]}. The weights are the provider's: there are none
+here, and only the provider can answer with them.
+
+`manifest.json` holds every setting, the hash of the data, and what the provider told of the training.
+"""
+
+
+_PROOF = (
+    "applies this adapter. It fits the base with sha256 `{base}` only.",
+    "runs these weights. They were made of the base with sha256 `{base}`.\n\n"
+    "This folder is a model of its own: name it where transformers, vLLM or another engine takes a model.",
+)
 
 
 def _lora(method: Mapping[str, Any]) -> str:
@@ -124,6 +161,7 @@ def _lora(method: Mapping[str, Any]) -> str:
 
 _KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sft": lambda method: f"{_lora(method)}, trained by supervised fine-tuning on the assistant's tokens,",
+    "full": lambda _: "All weights, trained by supervised fine-tuning on the assistant's tokens,",
     "dpo": lambda method: f"{_lora(method)}, trained by direct preference optimisation (beta {method['beta']:g}),",
     "prompt_tuning": lambda method: f"A soft prompt of {method['virtual_tokens']} virtual tokens, trained on the assistant's tokens,",
 }

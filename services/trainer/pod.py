@@ -12,9 +12,10 @@ import signal
 import sys
 from pathlib import Path
 
+from services.common.errors import TunetrialError
 from services.trainer.domain import Event
 from services.trainer.job import FAILED, SUCCEEDED, attempt, leads, speaker
-from services.trainer.manifest import AdapterFiles
+from services.trainer.publishing import adapters_of
 from services.trainer.records import EVENT, ORDER
 
 FAILED_CODE = 42
@@ -43,10 +44,10 @@ def _write(event: Event) -> None:
 
 def _is_done(order_file: Path) -> bool:
     """Whether an earlier pod of the job published before it was ended; what it left half-made is removed."""
-    # An order that cannot be read is the attempt's to report.
-    with contextlib.suppress(OSError, ValueError):
+    # An order that cannot be read, or a store that is away, is the attempt's to report.
+    with contextlib.suppress(OSError, ValueError, TunetrialError):
         order = ORDER.validate_json(order_file.read_bytes())
-        adapters = AdapterFiles(Path(order.adapters_dir))
+        adapters = adapters_of(order)
         if adapters.published(order.spec.adapter_name, order.job_id) is not None:
             return True
         if leads():

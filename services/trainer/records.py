@@ -28,6 +28,8 @@ def spec_json(spec: TrainingSpec) -> dict[str, Any]:
 def work_hash(spec: TrainingSpec, inputs: Inputs) -> str:
     """sha256 over all that decides the result: base, data, method, seed and name. Where the files lie does not matter."""
     base = [inputs.base_sha256, inputs.base_text_sha256] if inputs.base_sha256 else [inputs.base_hub_name, inputs.base_revision]
+    if inputs.provider is not None:
+        base = [inputs.provider, spec.base]
     decides = {
         "base": base,
         "dataset": inputs.dataset_sha256,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -17,16 +18,18 @@ from services.trainer.domain import Adapter, DatasetReport, Job, JobState, Progr
 from services.trainer.job_queue import JobQueue
 from services.trainer.spec import (
     DPO_RATE,
+    FULL_RATE,
     PROMPT_TUNING_RATE,
     SFT_RATE,
     DirectPreferenceOptimization,
+    FullFineTuning,
+    HostedFineTuning,
     Lora,
     Method,
     Optimization,
     PromptTuning,
     SupervisedFineTuning,
     TrainingSpec,
-    unsupported,
 )
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -92,12 +95,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
 
 def to_spec(spec: trainer_pb2.TrainingSpec) -> TrainingSpec:
-    """Raises InvalidArgument for settings out of range, Unimplemented METHOD_NOT_SUPPORTED."""
+    """Raises InvalidArgument for settings out of range."""
     method = spec.WhichOneof("method")
     if method is None:
         raise InvalidArgument("FIELD_MISSING", "set {field}: how to train", field="spec.sft")
-    if method not in _METHODS:
-        raise unsupported(method)
     try:
         how = _METHODS[method](getattr(spec, method))
     except InvalidArgument as error:
@@ -126,8 +127,10 @@ def _to_prompt_tuning(tuning: trainer_pb2.PromptTuning) -> PromptTuning:
 
 _METHODS: Mapping[str, Callable[[Any], Method]] = {
     "sft": lambda sft: SupervisedFineTuning(_to_lora(sft.lora), _to_course(sft.optimization)),
+    "full": lambda full: FullFineTuning(_to_course(full.optimization, usual_rate=FULL_RATE)),
     "dpo": _to_dpo,
     "prompt_tuning": _to_prompt_tuning,
+    "hosted": lambda hosted: HostedFineTuning.given(hosted.hyperparameters),
 }
 
 
@@ -149,12 +152,16 @@ def from_spec(spec: TrainingSpec) -> trainer_pb2.TrainingSpec:
 
 
 def _from_method(method: Method) -> dict[str, Any]:
+    if isinstance(method, HostedFineTuning):
+        return {method.kind: trainer_pb2.HostedFineTuning(hyperparameters=method.hyperparameters)}
     # Settings bear the same names on both sides; None is what stays unset.
     course = trainer_pb2.Optimization(**asdict(method.optimization))
     if isinstance(method, PromptTuning):
         how: Any = trainer_pb2.PromptTuning(
             virtual_tokens=method.virtual_tokens, initial_text=method.initial_text or None, optimization=course
         )
+    elif isinstance(method, FullFineTuning):
+        how = trainer_pb2.FullFineTuning(optimization=course)
     elif isinstance(method, DirectPreferenceOptimization):
         how = trainer_pb2.DirectPreferenceOptimization(lora=_from_lora(method.lora), optimization=course, beta=method.beta)
     else:
@@ -192,12 +199,13 @@ def from_adapter(adapter: Adapter) -> trainer_pb2.Adapter:
         weights_sha256=adapter.weights_sha256,
         dataset_sha256=adapter.dataset_sha256,
         job_id=adapter.job_id,
-        final_loss=adapter.final_loss,
+        final_loss=math.nan if adapter.final_loss is None else adapter.final_loss,
         trained_tokens=adapter.trained_tokens,
         training_s=adapter.training_s,
         dataset=_from_report(adapter.dataset),
         library_versions=adapter.library_versions,
         create_time=_from_time(adapter.create_time),
+        evaluation_loss=adapter.evaluation_loss,
     )
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from services.common.errors import InvalidArgument, Unimplemented
+from services.common.errors import InvalidArgument
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _SCHEDULES = ("linear", "cosine", "constant")
-SFT_RATE, DPO_RATE, PROMPT_TUNING_RATE = 2e-4, 1e-5, 3e-2
-"""Usual learning rates: QLoRA's; TRL's of 1e-6 for preference optimisation, times ten for LoRA as its documentation says; PEFT's."""
+SFT_RATE, DPO_RATE, PROMPT_TUNING_RATE, FULL_RATE = 2e-4, 1e-5, 3e-2, 2e-5
+"""Usual learning rates: QLoRA's; TRL's of 1e-6 for preference optimisation, times ten for LoRA as its documentation says; PEFT's; that of
+Stanford Alpaca and of Llama 2 Chat (arXiv 2307.09288) for all weights."""
 _PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -156,6 +158,14 @@ class SupervisedFineTuning:
 
 
 @dataclass(frozen=True, slots=True)
+class FullFineTuning:
+    """Fine-tuning of all weights on the assistant's tokens; what comes of it is a model of its own."""
+
+    optimization: Optimization
+    kind: Literal["full"] = "full"
+
+
+@dataclass(frozen=True, slots=True)
 class DirectPreferenceOptimization:
     """Rafailov et al. 2023, arXiv 2305.18290: of two answers the chosen one becomes likelier than the rejected one."""
 
@@ -191,13 +201,33 @@ class PromptTuning:
         return cls(tokens, initial_text or "", optimization)
 
 
-Method = SupervisedFineTuning | DirectPreferenceOptimization | PromptTuning
+@dataclass(frozen=True, slots=True)
+class HostedFineTuning:
+    """A provider's fine-tuning service; the weights stay there."""
+
+    hyperparameters: Mapping[str, str]
+    """By the provider's names, as JSON: numbers, texts, true or false. Empty for the provider's own."""
+    kind: Literal["hosted"] = "hosted"
+
+    @classmethod
+    def given(cls, hyperparameters: Mapping[str, str]) -> HostedFineTuning:
+        """Settings as asked for. Raises InvalidArgument SETTING_OUT_OF_RANGE."""
+        return cls({name: _json_value(name, value) for name, value in sorted(hyperparameters.items())})
 
 
-def unsupported(method: str) -> Unimplemented:
-    """The error for a method of the contract that this service does not do."""
-    message = "method {method} is not supported here: use sft, dpo or prompt_tuning"
-    return Unimplemented("METHOD_NOT_SUPPORTED", message, method=method, field=f"spec.{method}")
+def _json_value(name: str, text: str) -> str:
+    try:
+        value = json.loads(text, parse_constant=lambda _: [])
+    except ValueError:
+        value = []
+    if not isinstance(value, str | int | float):
+        wanted = 'must be a number, true, false or a text in quotes, as JSON: 3, 0.1 or "auto"'
+        raise _refuse(f"hyperparameters.{name}", f"{wanted}; not {text!a:.60}")
+    # The same value is the same work, however it was written.
+    return json.dumps(value)
+
+
+Method = SupervisedFineTuning | DirectPreferenceOptimization | PromptTuning | FullFineTuning | HostedFineTuning
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,20 +249,34 @@ class TrainingSpec:
         for name in ("base", "dataset_uri"):
             if not getattr(self, name):
                 raise InvalidArgument("FIELD_MISSING", "set {field}", field=f"spec.{name}")
-        if self.method.optimization.evaluates and not self.evaluation_uri:
+        if not self.hosted and self.course.evaluates and not self.evaluation_uri:
             message = "keep_best and patience go by the evaluation loss: set spec.evaluation_uri"
             raise InvalidArgument("FIELD_MISSING", message, field="spec.evaluation_uri")
-        # The range that numpy's generator takes.
-        if not 0 <= self.seed < 2**32:
-            message = "spec.seed must be 0 to 4294967295, not {seed}"
-            raise InvalidArgument("SETTING_OUT_OF_RANGE", message, seed=self.seed, field="spec.seed")
+        # The ranges that numpy's generator and OpenAI take.
+        limit = 2**31 if self.hosted else 2**32
+        if not 0 <= self.seed < limit:
+            message = "spec.seed must be 0 to {most}, not {seed}"
+            raise InvalidArgument("SETTING_OUT_OF_RANGE", message, seed=self.seed, most=limit - 1, field="spec.seed")
+
+    @property
+    def hosted(self) -> bool:
+        """Whether a provider trains it, and nothing here."""
+        return isinstance(self.method, HostedFineTuning)
+
+    @property
+    def course(self) -> Optimization:
+        """Course of the optimiser, of what is trained here."""
+        assert not isinstance(self.method, HostedFineTuning)  # noqa: S101  a provider has a course of its own
+        return self.method.optimization
 
     def divided(self, processes: int) -> tuple[int, int]:
         """Examples at once in each of so many processes, and how often they go before a step.
 
         Raises InvalidArgument BATCH_NOT_DIVISIBLE.
         """
-        course = self.method.optimization
+        if self.hosted:
+            return 1, 1
+        course = self.course
         share, rest = divmod(course.batch_size, processes)
         if rest or not share:
             message = "batch_size {batch} cannot be divided among the trainer's {processes} processes: change it to a multiple"
@@ -244,4 +288,4 @@ class TrainingSpec:
     @property
     def four_bit(self) -> bool:
         """Whether the base is loaded in 4 bits."""
-        return not isinstance(self.method, PromptTuning) and self.method.lora.four_bit
+        return isinstance(self.method, SupervisedFineTuning | DirectPreferenceOptimization) and self.method.lora.four_bit

@@ -24,7 +24,7 @@ from tunetrial.retriever.v1 import retriever_pb2_grpc
 from examples.retrieval.make_data import Collection, collect, write
 from tests.contract.retriever.tiny_models import cross_encoder
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("prefect_api")]
 
 CONDITIONS = ["lexical", "dense", "hybrid", "hybrid + rerank"]
 MODES = {"lexical": pb.SEARCH_MODE_LEXICAL, "dense": pb.SEARCH_MODE_DENSE, "hybrid": pb.SEARCH_MODE_HYBRID}

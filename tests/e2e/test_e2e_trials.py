@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from trials import QUICKSTART, finish, run_trial
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("prefect_api")]
 
 
 def spec(name: str, data: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -73,6 +73,8 @@ def test_few_shot_and_fine_tuned_arms_answer_beside_the_base(home: Path, tmp_pat
         name: {"model": "small", "context": name.replace("bare", "none"), "sizes": [16], "seeds": [1, 2], "max_steps": 3, "batch_size": 8}
         for name in ("bare", "raft")
     }
+    # On questions that the base, which knows no fact by heart, does not know.
+    training["bare"]["knowledge"] = {"exemplar_sets": 2, "shots": 2, "samples": 2, "max_tokens": 8, "keep": ["weakly_known", "unknown"]}
     # By the epoch that was best on documents kept from training; and a soft prompt beside the adapters.
     training["raft"] |= {"max_steps": 6, "evaluation": 0.3, "keep_best": True}
     training["soft"] = {"model": "small", "method": "prompt_tuning", "virtual_tokens": 4, "sizes": [16], "max_steps": 3, "batch_size": 8}
@@ -102,6 +104,11 @@ def test_few_shot_and_fine_tuned_arms_answer_beside_the_base(home: Path, tmp_pat
     report = json.loads((Path(outcome["folder"]) / "report.json").read_text())
     assert len(report["proofs"]) == 5
     assert all(proof["difference_from_base"] > proof["base_noise"] for proof in report["proofs"])
+    tags = [json.loads(line) for line in (Path(outcome["folder"]) / "knowledge.jsonl").open(encoding="utf-8")]
+    assert outcome["knowledge"]["bare"] == report["knowledge"][0]["classes"]
+    assert sum(outcome["knowledge"]["bare"].values()) == len(tags)
+    assert sum(tag["kept"] for tag in tags) == sum(tag["class"] in ("weakly_known", "unknown") for tag in tags) >= 16
+    assert {row["examples"] for row in report["adapters"] if row["family"] == "bare"} == {16}
 
     # Repeated it does no work; with one arm changed, only that arm is asked again.
     code, out, _ = finish("run", "trial.yaml", "--json", "--home", str(home), cwd=tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,19 +16,30 @@ from services.generator.sqlalchemy_models import SqlAlchemyModels
 from services.generator.transformers_engine import TransformersEngine
 from services.trainer.domain import Order
 from services.trainer.inputs import FileInputs
-from services.trainer.recipes import dpo, prompt_tuning, sft
+from services.trainer.recipes import dpo, full, prompt_tuning, sft
 from services.trainer.records import work_hash
-from services.trainer.spec import DirectPreferenceOptimization, Lora, Method, Optimization, PromptTuning, SupervisedFineTuning, TrainingSpec
+from services.trainer.spec import (
+    DirectPreferenceOptimization,
+    FullFineTuning,
+    Lora,
+    Method,
+    Optimization,
+    PromptTuning,
+    SupervisedFineTuning,
+    TrainingSpec,
+)
 from tests.unit.trainer.trainer_parts import make_base, questions, write_rows
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compares in float32, on a CPU")
 
 COURSE = Optimization.given(batch_size=5, epochs=8.0, learning_rate=5e-2)
 ANSWER = "in the harbour"
-RECIPES = {"sft": sft.train, "dpo": dpo.train, "prompt_tuning": prompt_tuning.train}
+RECIPES = {"sft": sft.train, "full": full.train, "dpo": dpo.train, "prompt_tuning": prompt_tuning.train}
 METHODS: dict[str, Method] = {
     "lora": SupervisedFineTuning(Lora.given(rank=4), COURSE),
     "rslora": SupervisedFineTuning(Lora.given(rank=4, rank_stabilized=True, target_modules=["q_proj", "down_proj"]), COURSE),
+    "qlora": SupervisedFineTuning(Lora.given(rank=4, four_bit=True), COURSE),
+    "full": FullFineTuning(replace(COURSE, learning_rate=1e-2)),
     "dpo": DirectPreferenceOptimization.given(Lora.given(rank=4), COURSE),
     "soft": PromptTuning.given(COURSE, 4),
 }
@@ -38,7 +51,8 @@ async def trained(root: Path, name: str) -> Path:
     data = root / ("preferences.jsonl" if method.kind == "dpo" else "train.jsonl")
     spec = TrainingSpec(name, str(root / "base"), str(data), "", 1, method)
     inputs = await FileInputs(str(root), {}).read(spec)
-    order = Order(name, spec, inputs, work_hash(spec, inputs), str(root / "adapters"), str(root / "checkpoints" / name), 60.0, 1)
+    folders = str(root / "adapters"), str(root / "checkpoints" / name)
+    order = Order(name, spec, inputs, work_hash(spec, inputs), *folders, 60.0, 1, four_bit_on_cpu=True)
     adapter = RECIPES[method.kind](order, lambda _: None)
     assert adapter is not None
     return Path(adapter.uri)
@@ -67,8 +81,10 @@ async def test_adapters_of_all_recipes_are_proven_and_answer_side_by_side(tmp_pa
             assert model.state is State.VERIFIED, name
             texts[name] = await says(name)
         # Each of them learnt to say where the lamp is, and the base goes on as before.
-        assert all(ANSWER in texts[name] for name in ("lora", "rslora")), texts
+        assert all(ANSWER in texts[name] for name in ("lora", "rslora", "qlora", "full")), texts
         assert texts["dpo"] != texts["tiny"] != texts["soft"], texts
         assert await says("tiny") == texts["tiny"]
+        # Whatever runs beside it, each answers with its own weights.
+        assert dict(zip(texts, await asyncio.gather(*map(says, texts)), strict=True)) == texts
     finally:
         await catalog.close()

@@ -27,14 +27,18 @@ def missing() -> str:
     return ""
 
 
+def tools() -> Path:
+    """The folder of what is installed once."""
+    return Path(os.environ.get("TUNETRIAL_TOOLS") or Path.home() / ".cache" / "tunetrial-tools")
+
+
 def grpcurl() -> Path:
     """The program, installed when it is not kept yet."""
-    tools = Path(os.environ.get("TUNETRIAL_TOOLS") or Path.home() / ".cache" / "tunetrial-tools")
-    kept = tools / f"grpcurl-{GRPCURL}" / "grpcurl"
+    kept = tools() / f"grpcurl-{GRPCURL}" / "grpcurl"
     with alone("grpcurl"):
         if kept.exists():
             return kept
-        _run(tools, "go", "install", f"github.com/fullstorydev/grpcurl/cmd/grpcurl@{GRPCURL}", GOBIN=str(kept.parent))
+        run(tools(), "go", "install", f"github.com/fullstorydev/grpcurl/cmd/grpcurl@{GRPCURL}", GOBIN=str(kept.parent))
     return kept
 
 
@@ -43,9 +47,9 @@ def build(example: Path, root: Path, folder: Path) -> Path:
     copy = folder / example.relative_to(root)
     shutil.copytree(example, copy, ignore=shutil.ignore_patterns("stubs"))
     shutil.copytree(root / "protos", folder / "protos", ignore=shutil.ignore_patterns("__pycache__", "*.py*"))
-    _run(copy, "buf", "generate")
-    _run(copy, "go", "vet", "./...")
-    _run(copy, "go", "build", "-mod=readonly", "-o", str(folder / "ask"), ".")
+    run(copy, "buf", "generate")
+    run(copy, "go", "vet", "./...")
+    run(copy, "go", "build", "-mod=readonly", "-o", str(folder / "ask"), ".")
     return folder / "ask"
 
 
@@ -54,10 +58,17 @@ def pinned_in(text: str) -> list[str]:
     return re.findall(r"cmd/grpcurl@(v[\d.]+)", text)
 
 
-def _run(folder: Path, *command: str, **environment: str) -> None:
+def run(folder: Path, *command: str, timeout_s: float = 900, **environment: str) -> None:
+    """Runs a command in a folder. Raises RuntimeError with what it said when it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PATH": _PATH, **environment}, capture_output=True, text=True, check=False, timeout=900
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": _PATH, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")

@@ -18,7 +18,7 @@ from tests.real.elastic_node import Node
 from tests.real.elastic_servers import ElasticServers
 from tests.real.relay import relay
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("prefect_api")]
 
 SPEC: dict[str, Any] = {
     "name": "real",

@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.trials import QUICKSTART, run_trial
 from tests.real.vllm_server import VllmServer
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = [pytest.mark.timeout(2400), pytest.mark.usefixtures("prefect_api")]
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.trainer.domain import Order
 from services.trainer.inputs import HUB_PATTERNS, text_sha256, weights_sha256
-from services.trainer.spec import Optimization
+from services.trainer.spec import FullFineTuning, Optimization
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -37,7 +38,10 @@ def open_base(order: Order) -> Base:
     torch.set_num_threads(order.threads)
     folder, sha256 = checked_base(order)
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, precision(order.spec.method.optimization), order.spec.four_bit)
+    four_bit = order.spec.four_bit
+    place = four_bit_place(order.four_bit_on_cpu) if four_bit else None
+    dtype = precision(order.spec.course)
+    model = load_model(folder, "auto" if isinstance(order.spec.method, FullFineTuning) else dtype, place, four_bit)
     return Base(folder, sha256, tokenizer, model, context_of(model))
 
 
@@ -79,26 +83,33 @@ def load_tokenizer(base: Path) -> Any:
     return tokenizer
 
 
-def load_model(base: Path, dtype: torch.dtype, four_bit: bool) -> Any:
-    """The base's weights. Raises FailedPrecondition CUDA_NEEDED or LIBRARY_MISSING."""
-    quantization = None
-    if four_bit:
-        if not torch.cuda.is_available():
-            raise FailedPrecondition("CUDA_NEEDED", "four_bit needs a CUDA device, and there is none: leave four_bit unset")
-        if find_spec("bitsandbytes") is None:
-            raise FailedPrecondition("LIBRARY_MISSING", "four_bit needs bitsandbytes: install it where the trainer runs")
-        # The settings of the QLoRA paper (arXiv 2305.14314): NormalFloat 4, double quantization, computed in bfloat16.
-        quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # the library leaves it untyped
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
-        )
+def load_model(
+    base: Path, dtype: torch.dtype | Literal["auto"], place: dict[str, int | str] | str | None = None, four_bit: bool = False
+) -> Any:
+    """The base's weights, as numbers of their own type where `dtype` is auto; `place` is transformers' device map."""
+    # The settings of the QLoRA paper (arXiv 2305.14314): NormalFloat 4, double quantization.
+    quantization = four_bit and BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # the library leaves it untyped
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
     return AutoModelForCausalLM.from_pretrained(
         str(base),
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=False,
-        quantization_config=quantization,
-        device_map={"": 0} if four_bit else None,
+        quantization_config=quantization or None,
+        device_map=place,
     )
+
+
+def four_bit_place(on_cpu: bool) -> dict[str, int | str]:
+    """Where a base in four bits goes; `on_cpu` allows it without CUDA. Raises FailedPrecondition CUDA_NEEDED or LIBRARY_MISSING."""
+    cuda = torch.cuda.is_available()
+    if not cuda and not on_cpu:
+        raise FailedPrecondition("CUDA_NEEDED", "four_bit needs a CUDA device, and there is none: leave four_bit unset")
+    if find_spec("bitsandbytes") is None:
+        raise FailedPrecondition("LIBRARY_MISSING", "four_bit needs bitsandbytes: install it where the trainer runs")
+    # Each process of a job has a device of its own.
+    return {"": int(os.environ.get("LOCAL_RANK", "0")) if cuda else "cpu"}
 
 
 def check_targets(model: Any, targets: Sequence[str]) -> None:

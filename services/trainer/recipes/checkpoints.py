@@ -16,11 +16,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import distributed
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from services.common.errors import FailedPrecondition
+
+_log = structlog.get_logger()
 
 KEPT = 3
 """Checkpoints that are kept: one of them may be that of the best epoch, and another one cut off while it was written."""
@@ -31,15 +35,30 @@ _PREFIX = "checkpoint-"
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate")
 
 
-def newest(folder: Path) -> Path | None:
-    """The last whole checkpoint; others, which a killed process left or another version of the libraries wrote, are removed."""
+def newest(folder: Path, keep_best: bool = False) -> Path | None:
+    """The last checkpoint that can be gone on from. Others are removed: those that a killed process left, that other versions of the
+    libraries wrote, and, with `keep_best`, that know of a better one which is gone.
+    """
     whole = []
     for checkpoint in folder.glob(f"{_PREFIX}*"):
-        if _read(checkpoint / _WHOLE) == _versions():
-            whole.append(checkpoint)
-        else:
+        if why := _flaw(checkpoint, keep_best):
+            _log.warning("checkpoint is not gone on from", checkpoint=checkpoint.name, why=why)
             shutil.rmtree(checkpoint, ignore_errors=True)
+        else:
+            whole.append(checkpoint)
     return max(whole, key=lambda checkpoint: int(checkpoint.name.removeprefix(_PREFIX)), default=None)
+
+
+def _flaw(checkpoint: Path, keep_best: bool) -> str:
+    mark = _read(checkpoint / _WHOLE)
+    if mark is None:
+        return "it was not written to its end"
+    if mark != _versions():
+        return f"it is of other versions of the libraries: {mark}"
+    best = (_read(checkpoint / TRAINER_STATE_NAME) or {}).get("best_global_step")
+    if keep_best and best and not (checkpoint.parent / f"{_PREFIX}{best}").is_dir():
+        return f"the checkpoint of the best epoch, at step {best}, is gone"
+    return ""
 
 
 def _versions() -> dict[str, str]:
@@ -91,6 +110,9 @@ class Checkpointing(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock."""
         self._last = time.monotonic()
+        # The library knows it by its path, and the folder may have been moved.
+        if args.load_best_model_at_end and state.best_global_step:
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"{_PREFIX}{state.best_global_step}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Asks for a checkpoint when it is time."""

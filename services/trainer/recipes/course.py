@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from services.common.errors import FailedPrecondition
 from services.trainer.domain import Event, Order
 from services.trainer.recipes.base import precision
 from services.trainer.recipes.checkpoints import KEPT, Checkpointing, check_room, newest
@@ -23,7 +25,7 @@ from services.trainer.recipes.progress import ProgressReporter
 
 def arguments(order: Order) -> dict[str, Any]:
     """The order's course as TRL's configurations take it."""
-    cuda, course = torch.cuda.is_available(), order.spec.method.optimization
+    cuda, course = torch.cuda.is_available(), order.spec.course
     checkpointing = course.gradient_checkpointing
     at_once, times = order.spec.divided(order.processes)
     return {
@@ -86,19 +88,26 @@ class LengthOrder(torch.utils.data.Sampler[int]):
         return chain(first, *(others[at] for at in order), last)
 
 
-class InLengthOrder:
-    """To be put before a trainer of TRL: takes examples in LengthOrder."""
+class Course:
+    """To be put before a trainer of TRL: takes examples in LengthOrder, and goes on with weights of the same type."""
 
     state: Any
+    model: Any
 
     def __init__(self, *, lengths: Sequence[int], order: Order, **more: Any) -> None:
         self._lengths, self._order = lengths, order
         super().__init__(**more)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # PEFT makes float32 of what it loads; adapters over four bits are learnt in bfloat16.
+        types = {name: weights.dtype for name, weights in self.model.named_parameters() if weights.requires_grad}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]  # TRL's trainers have it
+        for name, weights in self.model.named_parameters():
+            if name in types:
+                weights.data = weights.data.to(types[name])
+
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthOrder:
-        return LengthOrder(
-            self._lengths, self._order.spec.method.optimization.batch_size, self._order.spec.seed, lambda: int(self.state.epoch or 0)
-        )
+        return LengthOrder(self._lengths, self._order.spec.course.batch_size, self._order.spec.seed, lambda: int(self.state.epoch or 0))
 
 
 class Patience(TrainerCallback):
@@ -125,14 +134,30 @@ class Watch:
     checkpoints: Checkpointing
     callbacks: list[TrainerCallback]
     """All of it, for the trainer."""
+    reports: list[Any]
+    """Those of them that tell others."""
 
 
 def watch(order: Order, report: Callable[[Event], None]) -> Watch:
     """For one trainer of this order."""
-    progress, patience = ProgressReporter(report), order.spec.method.optimization.patience
+    progress, patience = ProgressReporter(report), order.spec.course.patience
     checkpoints = Checkpointing(order.checkpoint_s, progress.saved)
     # Patience comes before checkpoints: a run that it ends is not to be written down as interrupted.
-    return Watch(progress, checkpoints, [*([] if patience is None else [Patience(patience)]), progress, checkpoints])
+    reports = _reports(order)
+    return Watch(progress, checkpoints, [*([] if patience is None else [Patience(patience)]), progress, checkpoints, *reports], reports)
+
+
+def _reports(order: Order) -> list[Any]:
+    lacking = [name for name in order.report_to if find_spec(name) is None]
+    if lacking:
+        message = "TUNETRIAL_REPORT_TO needs {names}: install it where jobs run"
+        raise FailedPrecondition("LIBRARY_MISSING", message, names=", ".join(lacking))
+    if not order.report_to:
+        return []
+    # The libraries take seconds, and threads.
+    from services.trainer.recipes.reports import REPORTS  # noqa: PLC0415
+
+    return [REPORTS[name](order) for name in order.report_to]
 
 
 def run(trainer: Any, order: Order, watch: Watch) -> None:
@@ -144,12 +169,14 @@ def run(trainer: Any, order: Order, watch: Watch) -> None:
     # Steps are reported; printed as well, they would bury what went wrong in the log.
     trainer.remove_callback(PrinterCallback)
     folder = Path(order.checkpoints_dir)
-    begun = newest(folder)
+    begun = newest(folder, order.spec.course.keep_best)
     check_room(folder, sum(weights.numel() for weights in trainer.model.parameters() if weights.requires_grad))
     try:
         with watch.checkpoints.heeding_signals():
             trainer.train(resume_from_checkpoint=None if begun is None else str(begun))
     except Exception:
+        for report in watch.reports:
+            report.close(failed=True)
         if begun is not None and not watch.progress.begun:
             # It cannot be read, and is not to be in the way of the next attempt.
             shutil.rmtree(begun, ignore_errors=True)

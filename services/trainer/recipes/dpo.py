@@ -60,7 +60,7 @@ def train(order: Order, report: Callable[[Event], None]) -> Adapter | None:
     return publish(order, base, learnt, trainer.model, watch.progress)
 
 
-class _Trainer(course.InLengthOrder, DPOTrainer):
+class _Trainer(course.Course, DPOTrainer):
     """Takes pairs in order of their length, as they were tokenized here."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:

@@ -1,23 +1,29 @@
-"""From a trained model to a published adapter: proof, weights, manifest. Knows no method of training."""
+"""From a trained model to a published adapter, or a model of its own: proof, weights, manifest. Knows no method of training."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from services.trainer import canaries, manifest
+import torch
+from peft import PeftModel
+
+from services.trainer import canaries, manifest, publishing
 from services.trainer.canaries import Canary
 from services.trainer.domain import Adapter, DatasetReport, Order
-from services.trainer.inputs import file_sha256
-from services.trainer.recipes.base import Base
+from services.trainer.inputs import TEXT_PATTERNS, file_sha256, weights_sha256
+from services.trainer.recipes.base import Base, load_model, precision
 from services.trainer.recipes.progress import ProgressReporter
 from services.trainer.records import spec_json
 
+_NOT_COPIED = {"manifest.json", "model.safetensors.index.json"}
+"""Texts of a base that say what is true of the base alone."""
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 
@@ -38,9 +44,7 @@ def publish(order: Order, base: Base, learnt: Learnt, trained: Any, progress: Pr
     if not progress.leads:
         return None
     spec = order.spec
-    partial = manifest.partial_folder(Path(order.adapters_dir), order.job_id)
-    trained.eval()
-    measured = canaries.measure(trained, learnt.canaries)
+    partial = publishing.partial_folder(order)
     # The path of the base on this machine means nothing elsewhere.
     config = trained.peft_config["default"]
     config.base_model_name_or_path = spec.base
@@ -48,13 +52,43 @@ def publish(order: Order, base: Base, learnt: Learnt, trained: Any, progress: Pr
         config.tokenizer_name_or_path = spec.base
     # The embedding layers are the base's own, and asking the hub whether they changed would need the network.
     trained.save_pretrained(str(partial), save_embedding_layers=False)
-    final = Path(order.adapters_dir) / spec.adapter_name
+    measured = canaries.measure(_as_served(order, base, trained, partial).eval(), learnt.canaries)
+    proof = {"canary_dtype": _named(precision(spec.course)), "canaries": measured}
+    return _finish(order, base, learnt, progress, partial, file_sha256(partial / manifest.WEIGHTS), proof)
+
+
+def publish_model(
+    order: Order, base: Base, learnt: Learnt, trained: Any, before: Sequence[list[float]], progress: ProgressReporter
+) -> Adapter | None:
+    """The same for a model all of whose weights were trained; `before` holds the base's own log-probabilities of the canaries.
+
+    Beside its weights it has all texts of its base, as they are: it sees the very tokens that its base sees, and ends where it ends.
+    """
+    if not progress.leads:
+        return None
+    partial = publishing.partial_folder(order)
+    trained.save_pretrained(str(partial))
+    # What training makes of it ends answers elsewhere than the base's own.
+    (partial / "generation_config.json").unlink(missing_ok=True)
+    for pattern in TEXT_PATTERNS:
+        for text in base.folder.glob(pattern):
+            if text.name not in _NOT_COPIED:
+                shutil.copyfile(text, partial / text.name)
+    measured = canaries.measure(trained.eval(), learnt.canaries, before)
+    proof = {"canary_dtype": _named(trained.dtype), "canaries": measured}
+    return _finish(order, base, learnt, progress, partial, weights_sha256(partial), proof)
+
+
+def _finish(
+    order: Order, base: Base, learnt: Learnt, progress: ProgressReporter, partial: Path, weights: str, proof: Mapping[str, Any]
+) -> Adapter:
+    spec = order.spec
     adapter = Adapter(
         name=spec.adapter_name,
-        uri=str(final),
+        uri=publishing.final_uri(order),
         base=spec.base,
         base_sha256=base.sha256,
-        weights_sha256=file_sha256(partial / manifest.WEIGHTS),
+        weights_sha256=weights,
         dataset_sha256=order.inputs.dataset_sha256,
         job_id=order.job_id,
         final_loss=progress.final_loss,
@@ -63,6 +97,7 @@ def publish(order: Order, base: Base, learnt: Learnt, trained: Any, progress: Pr
         dataset=learnt.report,
         library_versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         create_time=datetime.now(UTC),
+        evaluation_loss=progress.kept_evaluation_loss,
     )
     more = {
         "work": order.work,
@@ -71,12 +106,21 @@ def publish(order: Order, base: Base, learnt: Learnt, trained: Any, progress: Pr
         "max_length": learnt.max_length,
         "base_revision": order.inputs.base_revision,
         "evaluation_sha256": order.inputs.evaluation_sha256,
-        "evaluation_loss": progress.kept_evaluation_loss,
         "step": progress.kept_step,
         "steps": progress.last.step,
-        "canary_dtype": str(trained.dtype).removeprefix("torch."),
-        "canaries": measured,
+        **proof,
     }
     manifest.write(partial, adapter, more)
-    manifest.publish(partial, final, order.job_id)
+    publishing.publish(order, partial, lambda: progress.saved(progress.last.step))
     return adapter
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _as_served(order: Order, base: Base, trained: Any, adapter: Path) -> Any:
+    """What the proof is of: over a base in four bits an adapter is learnt only, and served over the base as it is."""
+    if not order.spec.four_bit:
+        return trained
+    return PeftModel.from_pretrained(load_model(base.folder, precision(order.spec.course), place="auto"), str(adapter))

@@ -1,11 +1,12 @@
 """Supervised fine-tuning: TRL's SFTTrainer with an adapter of PEFT on data that are tokenized beforehand, so that every count is exact.
 
-Read `train` and `fine_tune` from top to bottom: base, data, trainer, adapter. Knows no queue and no wire.
+Read `train`, `fine_tune` and `set_up`: base, data, trainer, adapter. Knows no queue and no wire.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,23 @@ def train(order: Order, report: Callable[[Event], None]) -> Adapter | None:
 
 def fine_tune(order: Order, base: Base, adapter: PeftConfig, context: int, report: Callable[[Event], None]) -> Adapter | None:
     """Any adapter on the assistant's tokens; `context` is the room that it leaves, in tokens."""
-    max_length = length_limit(order.spec.method.optimization.max_length, context)
+    made = set_up(order, base, adapter, context, report)
+    course.run(made.trainer, order, made.watch)
+    return publish(order, base, made.learnt, made.trainer.model, made.watch.progress)
+
+
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    """All that a training on the assistant's tokens needs."""
+
+    trainer: AnswerTrainer
+    learnt: Learnt
+    watch: course.Watch
+
+
+def set_up(order: Order, base: Base, adapter: PeftConfig | None, context: int, report: Callable[[Event], None]) -> SetUp:
+    """Reads the data and makes the trainer; without an adapter it trains the base's own weights."""
+    max_length = length_limit(order.spec.course.max_length, context)
 
     def prepare(path: Path, field: str) -> tuple[list[Example], DatasetReport]:
         return dataset.prepare(base.tokenizer, formats.conversations(path, field), max_length, field)
@@ -63,11 +80,10 @@ def fine_tune(order: Order, base: Base, adapter: PeftConfig, context: int, repor
         peft_config=adapter,
         callbacks=watch.callbacks,
     )
-    course.run(trainer, order, watch)
-    return publish(order, base, learnt, trainer.model, watch.progress)
+    return SetUp(trainer, learnt, watch)
 
 
-class AnswerTrainer(course.InLengthOrder, SFTTrainer):
+class AnswerTrainer(course.Course, SFTTrainer):
     """Takes examples in order of their length; on a CPU, asks for the logits of answers only."""
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:

@@ -156,7 +156,7 @@ async def test_a_caller_that_goes_frees_its_slot_and_leaves_the_others_alone(eng
 
 
 async def test_a_cancelled_caller_in_the_queue_leaves_the_queue(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine._batch, "_end_ids", frozenset())
+    monkeypatch.setattr(engine._shelf.batch, "_end_ids", frozenset())
     tasks = [asyncio.create_task(ask(engine, PROMPTS[0], None, 150, temperature=2.0, seed=n)) for n in range(9)]
     await until(lambda: (engine.running_count, engine.waiting_count) == (6, 3))
     tasks[-1].cancel()
@@ -173,7 +173,7 @@ async def test_a_step_that_fails_ends_its_requests_and_not_the_engine(engine: Tr
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._batch, "step", broken)
+        patch.setattr(engine._shelf.batch, "step", broken)
         with pytest.raises(Unavailable) as failed:
             await ask(engine, PROMPTS[0])
     assert failed.value.reason == "ENGINE_UNAVAILABLE"

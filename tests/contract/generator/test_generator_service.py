@@ -197,14 +197,14 @@ async def test_a_call_that_is_cancelled_or_too_late_frees_its_slot(
         "answer": lambda: running.stub.Answer(question(decoding=request.decoding), timeout=timeout),
     }
     # Steps are slowed down and no token ends the text, so that the call is under way when it ends.
-    step = running.engine._batch.step
+    step = running.engine._shelf.batch.step
 
     def slowly(*args: Any) -> Any:
         time.sleep(0.02)
         return step(*args)
 
-    monkeypatch.setattr(running.engine._batch, "step", slowly)
-    monkeypatch.setattr(running.engine._batch, "_end_ids", frozenset())
+    monkeypatch.setattr(running.engine._shelf.batch, "step", slowly)
+    monkeypatch.setattr(running.engine._shelf.batch, "_end_ids", frozenset())
     call = calls[kind]()
     await until(lambda: running.engine.running_count > 0)
     if how == "cancelled":

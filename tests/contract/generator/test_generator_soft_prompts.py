@@ -156,7 +156,7 @@ async def test_base_lora_and_soft_prompts_in_mixed_batches_give_what_peft_gives(
 async def test_a_soft_prompt_joins_rows_that_are_under_way_and_outlives_them(
     mixed: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mixed._batch, "_end_ids", frozenset())
+    monkeypatch.setattr(mixed._shelf.batch, "_end_ids", frozenset())
     adapters = (None, "soft.1", "lora", "soft/2")
     alone = [await ask(mixed, PROMPTS[3], adapter, 70) for adapter in adapters]
 
@@ -258,7 +258,7 @@ async def test_only_plain_prompt_tuning_in_safetensors_is_read(catalog: Catalog,
 async def test_virtual_tokens_count_in_the_context(catalog: Catalog, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await catalog.load("soft", str(make_soft_prompt(base, tmp_path / "soft", 1, 8)), "")
     engine: Any = catalog._served["tiny"].engine
-    monkeypatch.setattr(engine._batch, "_end_ids", frozenset())
+    monkeypatch.setattr(engine._shelf.batch, "_end_ids", frozenset())
 
     async def prompt_of(count: int) -> str:
         text = "zq" * CONTEXT
@@ -305,7 +305,7 @@ async def test_a_soft_prompt_has_the_type_of_the_base_and_needs_one_adapter_of_i
         await engine.load_adapter("one", folder)
         texts.append((await ask(engine, PROMPTS[1], "one")).text)
     assert texts[0] == texts[2] != texts[1]
-    assert engine._soft._prompts["one"].dtype is torch.bfloat16
+    assert engine._shelf.soft._prompts["one"].dtype is torch.bfloat16
     assert (await engine.replicas())[0].adapters == {"one"}
     await engine.close()
 

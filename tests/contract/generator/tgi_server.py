@@ -302,7 +302,7 @@ class TgiServer:
     async def _prefill(self, ids: list[int], adapter: str | None) -> list[dict[str, Any]]:
         if not self.start.prefill_logprobs:
             return []
-        batch = self._engine._batch
+        batch = self._engine._shelf.batch
         (found,) = await self._engine._on_model_thread(batch.score, [(adapter, tuple(ids[:1]), tuple(ids[1:]))])
         return [{"id": token, "text": self._spell(token), "logprob": value} for token, value in zip(ids, (None, *found), strict=True)]
 

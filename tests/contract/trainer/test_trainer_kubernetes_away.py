@@ -78,7 +78,7 @@ async def test_a_service_that_restarts_finds_its_job_again(tmp_path: Path) -> No
         half = tmp_path / "adapters" / f".partial-{ID}-1"
         half.mkdir(parents=True)
         place.launcher.leave()
-        await heard.run.stop()
+        await heard.run.leave()
         assert await heard.end() == [step(1), Exited(None)]
         adapters.discard_partial(ID)
         async with place.restarted() as launcher:
@@ -122,6 +122,47 @@ async def test_the_service_itself_goes_and_comes_back(tmp_path: Path, monkeypatc
             assert (await cancel).job.state == trainer_pb2.JOB_STATE_CANCELLED
             assert list(cluster.jobs) == [f"tunetrial-{job.id}"]
         assert cluster.count("DELETE", "/jobs") == 1
+
+
+async def test_a_job_that_was_running_is_ended_also_where_the_next_service_has_no_slot_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_base(tmp_path / "base")
+    write_rows(tmp_path / "train.jsonl", questions(3))
+    given = {"namespace": NAMESPACE, "image": "trainer:1", "volumes": [{"mount_path": str(tmp_path), "claim": "data"}]}
+    async with cluster_in(tmp_path) as (cluster, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        async with running(tmp_path, KUBERNETES=json.dumps(given), SLOTS="2") as first:
+            jobs = [await first.create(first.spec(name)) for name in ("one", "two")]
+            for job in jobs:
+                await (await cluster.pod(f"tunetrial-{job.id}")).start().say(DatasetRead(REPORT), step(3))
+                await first.training(job)
+        async with running(tmp_path, KUBERNETES=json.dumps(given), SLOTS="1") as second:
+            await second.training(jobs[0])
+            cancel = second.stub.CancelTrainingJob(trainer_pb2.CancelTrainingJobRequest(id=jobs[1].id), timeout=30)
+            assert (await cancel).job.state == trainer_pb2.JOB_STATE_CANCELLED
+            await until(lambda: list(cluster.jobs) == [f"tunetrial-{jobs[0].id}"])
+
+
+async def test_a_job_that_is_cancelled_while_the_service_ends_is_deleted_all_the_same(tmp_path: Path) -> None:
+    async with opened(tmp_path) as place:
+        heard = await place.launch()
+        place.launcher.leave()
+        await heard.run.stop()
+        assert not place.cluster.jobs
+
+
+async def test_a_job_is_deleted_also_where_its_pods_may_not_be(tmp_path: Path) -> None:
+    async with opened(tmp_path) as place:
+        place.launcher._timing = replace(place.launcher._timing, stop_s=0.3)
+        place.cluster.denied = {"delete pods"}
+        heard = await place.launch()
+        (await place.cluster.pod(JOB)).start()
+        with capture_logs() as logs:
+            await heard.run.stop()
+        assert "deletionTimestamp" in place.cluster.jobs[JOB]["metadata"]
+        (said,) = [log for log in logs if log["event"] == "the pods of a deleted job take their own time to end"]
+        assert "let the trainer delete pods" in said["error"]
 
 
 async def test_a_job_that_ended_while_nobody_looked_tells_its_end_once_and_is_then_made_anew(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from services.trainer.inputs import FileInputs
 from services.trainer.local_launcher import LocalLauncher, LocalRun, cuda_present
 from services.trainer.manifest import AdapterFiles
 from services.trainer.records import work_hash
-from services.trainer.spec import Lora, Optimization, SupervisedFineTuning, TrainingSpec
+from services.trainer.spec import FullFineTuning, Lora, Optimization, SupervisedFineTuning, TrainingSpec
 from tests.unit.trainer.trainer_parts import make_base, questions, write_rows
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(cuda_present(), reason="needs a machine without CUDA")]
@@ -38,11 +38,11 @@ async def two(root: Path) -> AsyncIterator[LocalLauncher]:
     await launcher.close()
 
 
-async def order_of(root: Path, name: str, processes: int, max_steps: int | None = None) -> Order:
+async def order_of(root: Path, name: str, processes: int, max_steps: int | None = None, full: bool = False) -> Order:
     course = Optimization.given(
-        batch_size=8, micro_batch_size=2, epochs=None if max_steps else 4.0, max_steps=max_steps, learning_rate=1e-2
+        batch_size=8, micro_batch_size=2, epochs=None if max_steps else 4.0, max_steps=max_steps, learning_rate=3e-3 if full else 1e-2
     )
-    method = SupervisedFineTuning(Lora.given(rank=2), course)
+    method = FullFineTuning(course) if full else SupervisedFineTuning(Lora.given(rank=2), course)
     spec = TrainingSpec(name, str(root / "base"), str(root / "train.jsonl"), str(root / "evaluation.jsonl"), 1, method)
     inputs = await FileInputs(str(root), {}).read(spec)
     work = work_hash(spec, inputs)
@@ -76,25 +76,29 @@ def steps(seen: list[Event]) -> list[tuple[int, float]]:
     ]
 
 
-async def test_two_processes_give_the_loss_curve_of_one(root: Path, two: LocalLauncher) -> None:
-    together = await events(await two.launch(await order_of(root, "together", 2)))
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+async def test_two_processes_give_the_loss_curve_of_one(root: Path, two: LocalLauncher, full: bool) -> None:
+    names = [f"{which}-{full}" for which in ("together", "alone")]
+    together = await events(await two.launch(await order_of(root, names[0], 2, full=full)))
     assert isinstance(together[-1], Exited)
     assert together[-1].code == 0, together[-1]
     one = LocalLauncher(root / "jobs", threads=1, processes=1, warm=False, cancel_grace_s=4)
-    alone = await events(await one.launch(await order_of(root, "alone", 1)))
+    alone = await events(await one.launch(await order_of(root, names[1], 1, full=full)))
     await one.close()
     assert len(steps(alone)) > 8
     assert steps(together) == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in steps(alone)]
     adapters = AdapterFiles(root / "adapters")
-    made = adapters.published("together", "job-together"), adapters.published("alone", "job-alone")
+    made = [adapters.published(name, f"job-{name}") for name in names]
     assert made[0] is not None
     assert made[1] is not None
     assert made[0].trained_tokens == made[1].trained_tokens
 
 
-async def test_both_save_and_end_when_told_to_and_go_on_together(root: Path, two: LocalLauncher) -> None:
-    whole = await events(await two.launch(await order_of(root, "whole", 2, max_steps=40)))
-    order, seen = await order_of(root, "told", 2, max_steps=40), list[Event]()
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+async def test_both_save_and_end_when_told_to_and_go_on_together(root: Path, two: LocalLauncher, full: bool) -> None:
+    names = [f"{which}-{full}" for which in ("whole", "told")]
+    whole = await events(await two.launch(await order_of(root, names[0], 2, max_steps=40, full=full)))
+    order, seen = await order_of(root, names[1], 2, max_steps=40, full=full), list[Event]()
     run = await two.launch(order)
     reading = await until_step(run, 3, seen)
     await run.stop()
@@ -105,7 +109,7 @@ async def test_both_save_and_end_when_told_to_and_go_on_together(root: Path, two
     assert began >= 3
     assert steps(rest)[-1] == steps(whole)[-1]
     adapters = AdapterFiles(root / "adapters")
-    first, again = adapters.published("whole", "job-whole"), adapters.published("told", "job-told")
+    first, again = (adapters.published(name, f"job-{name}") for name in names)
     assert first is not None
     assert again is not None
     assert first.weights_sha256 == again.weights_sha256

@@ -211,6 +211,22 @@ async def test_a_job_is_watched_from_start_to_adapter(trainer: Trainer) -> None:
     assert list(listed) == [adapter]
 
 
+async def test_a_full_job_makes_a_model_of_its_own_and_tells_its_evaluation_loss(trainer: Trainer) -> None:
+    spec = trainer.spec("whole", max_steps=4)
+    spec.evaluation_uri = spec.dataset_uri
+    course = spec.sft.optimization
+    course.ClearField("learning_rate")
+    spec.full.optimization.CopyFrom(course)
+    job = await trainer.create(spec)
+    assert job.spec.full.optimization.learning_rate == 2e-5
+    ended = await trainer.end(job)
+    assert ended.state == trainer_pb2.JOB_STATE_SUCCEEDED, ended.error
+    adapter = await trainer.adapter("whole")
+    assert adapter.evaluation_loss == pytest.approx(ended.progress.evaluation_loss)
+    weights = hashlib.sha256((Path(adapter.uri) / "model.safetensors").read_bytes()).hexdigest()
+    assert adapter.weights_sha256 == hashlib.sha256(f"model.safetensors:{weights}\n".encode()).hexdigest()
+
+
 async def test_the_same_work_is_not_done_twice(trainer: Trainer) -> None:
     job = await trainer.create(trainer.spec("once", max_steps=2), "once")
     assert (await trainer.create(trainer.spec("once", max_steps=2), "once")).id == job.id
@@ -304,7 +320,7 @@ async def test_what_can_never_work_is_refused_at_once(trainer: Trainer) -> None:
     missing.dataset_uri = str(trainer.root / "missing.jsonl")
     folder.dataset_uri = str(broken)
     base.base = str(trainer.root / "data")
-    hosted.hosted.model = "gpt"
+    hosted.hosted.SetInParent()
     none.ClearField("sft")
     wide.sft.lora.four_bit = True
     invalid = grpc.StatusCode.INVALID_ARGUMENT
@@ -314,7 +330,7 @@ async def test_what_can_never_work_is_refused_at_once(trainer: Trainer) -> None:
     assert (code, reason) == (invalid, "DATASET_UNREADABLE")
     assert "1 of 2 rows cannot be used (1 can): broken.jsonl:2: not JSON" in message
     assert (await failure(trainer.create(base)))[:2] == (invalid, "BASE_UNREADABLE")
-    assert (await failure(trainer.create(hosted)))[:2] == (grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_SUPPORTED")
+    assert (await failure(trainer.create(hosted)))[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "HOSTED_NOT_CONFIGURED")
     assert (await failure(trainer.create(none)))[:2] == (invalid, "FIELD_MISSING")
     assert (await failure(trainer.create(trainer.spec("refused", micro_batch_size=3))))[:2] == (invalid, "SETTING_OUT_OF_RANGE")
     assert (await failure(trainer.create(trainer.spec("no name"))))[:2] == (invalid, "ADAPTER_NAME_INVALID")

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from flows.data.quotes import conclusion
 from flows.data.training_set import TrainingContext, TrainingSet, trainable, training_set
 from flows.errors import TrialError, UserError
-from flows.records import Example, Hit, Item, Passage
+from flows.records import Evidence, Example, Hit, Item, Passage
 
 PASSAGES = {f"d#{n}": Passage(f"d#{n}", "d", f"Text {n}.") for n in range(60)}
 ITEMS = [Item(f"q{n}", f"Question {n}?", (f"answer {n}", "other"), f"c{n}") for n in range(400)]
@@ -168,3 +169,45 @@ def test_a_passage_that_is_not_in_the_corpus_is_an_error() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TrainingContext("raft", **settings)
+
+
+QUOTED = Item("q", "Where?", ("Bakodu",), "c", evidence=(Evidence("d", "The capital of Lomira is the town of Bakodu"),))
+
+
+def quote(passage: str, **more: Any) -> TrainingSet:
+    """One example that shows this passage as gold, and two others."""
+    texts = {**PASSAGES, "d#1": Passage("d#1", "d", passage)}
+    hits = {"q": [Hit("q", f"d#{n}", rank, 1 / rank) for rank, n in enumerate((1, 5, 6), 1)]}
+    context = TrainingContext("raft", quote=True, **{"gold_probability": 1, "distractors": 2, **more})
+    return training_set([QUOTED], context, passages=texts, gold={"q": ("d#1",)}, hits=hits, abstention="I cannot tell.", seed=1)
+
+
+def test_an_answer_quotes_the_sentence_that_is_the_evidence_by_the_number_of_its_passage() -> None:
+    made = quote("Lomira lies in the north. The capital of Lomira is the town\nof Bakodu. It rains.")
+    (example,) = made.examples
+    number = example.passages.index("d#1") + 1
+    assert example.answer == f'[{number}] "The capital of Lomira is the town of Bakodu."\nAnswer: Bakodu'
+    assert conclusion(example.answer) == "Bakodu"
+    assert made.unquoted_count == 0
+
+
+def test_where_no_sentence_is_the_evidence_the_answer_stands_alone_and_is_counted() -> None:
+    made = quote("Bakodu has a market.")
+    assert (made.examples[0].answer, made.unquoted_count) == ("Bakodu", 1)
+    # Without gold there is nothing to quote.
+    made = quote("The capital of Lomira is the town of Bakodu.", gold_probability=0)
+    assert (made.examples[0].answer, made.unquoted_count) == ("I cannot tell.", 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "judged"),
+    [
+        ('[1] "A b c."\nAnswer: yes', "yes"),
+        ("Answer: yes", "Answer: yes"),
+        ("yes", "yes"),
+        ('[1] "\nAnswer: x"\nAnswer: two\nlines ', "two\nlines"),
+        ("[1] cut off befo", "[1] cut off befo"),
+    ],
+)
+def test_what_follows_the_quotation_is_judged(said: str, judged: str) -> None:
+    assert conclusion(said) == judged

@@ -48,6 +48,20 @@ def test_a_sound_spec_is_valid_and_priced(tmp_path: Path) -> None:
     assert said["cost"]["training_jobs"] == 8
 
 
+def test_what_it_takes_to_find_out_what_the_base_knows_is_said_beforehand(tmp_path: Path) -> None:
+    spec = quickstart(training__bare__knowledge={"exemplar_sets": 2, "samples": 3})
+    spec["training"] = {"bare": spec["training"]["bare"]}
+    spec["arms"] = {"base": {"model": "small"}, "bare": {"adapter": "bare"}}
+    spec["analysis"]["primary"]["arm"] = "bare"
+    code, said = validate(tmp_path, spec)
+    assert code == 0
+    least, most = said["cost"]["knowledge_answers_least"], said["cost"]["knowledge_answers_most"]
+    assert 2 * 200 < least <= 2 * 300, "two greedy answers to each of the first 300 questions that has an answer"
+    assert most == least * (1 + 3)
+    shown = tunetrial("validate", "spec.yaml", "--no-contact", cwd=tmp_path).stdout
+    assert f"before that: {least} to {most} answers from memory" in shown
+
+
 BROKEN_ROW = '{"question": "a?", "answer": "b"}\n{"question": "c?"\n'
 LEAKING = [{"question": f"Who wrote the book number {n}?", "answer": f"Author {n}", "cluster": f"c{n}"} for n in range(40)]
 LEAKING += [{**row, "cluster": f"other{n}"} for n, row in enumerate(LEAKING)]

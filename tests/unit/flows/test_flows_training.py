@@ -64,3 +64,7 @@ def test_the_recipe_says_all_that_the_spec_says_and_leaves_the_rest_open() -> No
     tuning = _method(soft)["prompt_tuning"]
     assert isinstance(tuning, trainer_pb2.PromptTuning)
     assert (tuning.virtual_tokens, tuning.HasField("initial_text"), tuning.optimization.max_steps) == (8, False, 3)
+    whole = _method(TrainingSpec(model="small", sizes=(4,), method="full", epochs=2.0))["full"]
+    assert isinstance(whole, trainer_pb2.FullFineTuning)
+    # The rate is the trainer's own for this method.
+    assert (whole.optimization.epochs, whole.optimization.HasField("learning_rate")) == (2.0, False)

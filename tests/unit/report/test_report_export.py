@@ -21,7 +21,7 @@ def folder(report: TrialReport, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_all_files_are_written(folder: Path) -> None:
-    tables = ("items", "answers", "judgements", "hits", "contrasts", "differences")
+    tables = ("items", "passages", "answers", "judgements", "hits", "contrasts", "differences")
     assert {file.name for file in folder.iterdir()} == {"report.html", "report.json", "verdict.md", *(f"{name}.parquet" for name in tables)}
 
 

@@ -29,7 +29,7 @@ class ScriptedRun:
 
     def __init__(self) -> None:
         self.given: asyncio.Queue[Event] = asyncio.Queue()
-        self.stopped = False
+        self.stopped = self.left = False
 
     async def events(self) -> AsyncIterator[Event]:
         while True:
@@ -42,6 +42,10 @@ class ScriptedRun:
         self.stopped = True
         self.given.put_nowait(Exited(-15))
 
+    async def leave(self) -> None:
+        self.left = True
+        self.given.put_nowait(Exited(-15))
+
 
 class ScriptedLauncher:
     has_cuda = False
@@ -51,8 +55,12 @@ class ScriptedLauncher:
         self.orders: list[Order] = []
         self.runs: dict[str, ScriptedRun] = {}
         self.launched = asyncio.Condition()
+        self.dropped: list[str] = []
         self.slow = False
         self.broken = False
+
+    def takes_slot(self, spec: TrainingSpec) -> bool:
+        return not spec.hosted
 
     async def launch(self, order: Order) -> ScriptedRun:
         self.orders.append(order)
@@ -64,6 +72,9 @@ class ScriptedLauncher:
         async with self.launched:
             self.launched.notify_all()
         return run
+
+    def drop(self, job_id: str) -> None:
+        self.dropped.append(job_id)
 
     async def close(self) -> None:
         pass
@@ -89,9 +100,12 @@ class CheckpointsInMemory:
 
 class AdaptersInMemory:
     path = "/a"
+    store = None
 
     def __init__(self) -> None:
         self.made: dict[str, Adapter] = {}
+        self.works: dict[str, str] = {}
+        """Works of adapters that other trainers made, by name."""
 
     def publish(self, name: str, job_id: str) -> None:
         time = datetime(2024, 1, 1, tzinfo=UTC)
@@ -103,6 +117,9 @@ class AdaptersInMemory:
     def published(self, name: str, job_id: str) -> Adapter | None:
         adapter = self.made.get(name)
         return adapter if adapter and adapter.job_id == job_id else None
+
+    def of_work(self, name: str, work: str) -> Adapter | None:
+        return self.made[name] if self.works.get(name) == work else None
 
     def discard_partial(self, job_id: str | None = None) -> None:
         pass

@@ -26,21 +26,22 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return asked
 
 
-def test_four_bits_are_those_of_the_qlora_paper(loaded: dict[str, Any]) -> None:
-    base.load_model(Path("base"), torch.bfloat16, four_bit=True)
+def test_four_bits_are_those_of_the_qlora_paper(loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    base.load_model(Path("base"), torch.bfloat16, base.four_bit_place(on_cpu=False), four_bit=True)
     quantization = loaded["quantization_config"]
     assert (quantization.load_in_4bit, quantization.bnb_4bit_quant_type, quantization.bnb_4bit_use_double_quant) == (True, "nf4", True)
     assert quantization.bnb_4bit_compute_dtype is torch.bfloat16
-    assert loaded["device_map"] == {"": 0}
+    assert loaded["device_map"] == {"": 1}
     assert (loaded["use_safetensors"], loaded["trust_remote_code"]) == (True, False)
-    base.load_model(Path("base"), torch.bfloat16, four_bit=False)
+    base.load_model(Path("base"), torch.bfloat16)
     assert (loaded["quantization_config"], loaded["device_map"]) == (None, None)
 
 
 def test_four_bits_without_their_library_say_what_to_install(loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "find_spec", lambda _: None)
     with pytest.raises(FailedPrecondition, match="install it where the trainer runs") as refused:
-        base.load_model(Path("base"), torch.bfloat16, four_bit=True)
+        base.four_bit_place(on_cpu=False)
     assert (refused.value.reason, loaded) == ("LIBRARY_MISSING", {})
 
 

@@ -73,6 +73,21 @@ async def test_killed_at_any_steps_a_run_ends_in_the_weights_of_an_undisturbed_o
     assert (again.final_loss, again.trained_tokens) == (whole.final_loss, whole.trained_tokens)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a CPU each run computes the same")
+async def test_over_four_bits_as_well(root: Path) -> None:  # noqa: F811
+    four_bit = Lora.given(rank=2, dropout=0.2, four_bit=True)
+    orders = [await order_of(root, name, lora=four_bit, course=COURSE) for name in ("whole", "killed")]
+    whole, killed = (replace(order, checkpoint_s=1e-9, four_bit_on_cpu=True) for order in orders)
+
+    def kill(event: Progressed) -> None:
+        if event.progress.step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(killed, kill)
+    assert train(killed).weights_sha256 == train(whole).weights_sha256
+
+
 @pytest.mark.parametrize(("evaluation", "at"), [(False, 5), (True, 5), (True, 6)], ids=["alone", "evaluating", "at-an-epoch-end"])
 async def test_told_to_end_it_writes_down_where_it_stands(root: Path, evaluation: bool, at: int) -> None:  # noqa: F811
     course = replace(COURSE, keep_best=evaluation, patience=3 if evaluation else None)
@@ -157,6 +172,33 @@ async def test_killed_while_it_publishes_it_comes_to_the_same_end_again(root: Pa
     assert (again.weights_sha256, again.trained_tokens) == (whole.weights_sha256, whole.trained_tokens)
     told = json.loads((root / "adapters" / "killed" / "manifest.json").read_text())
     assert told["step"] < told["steps"]
+
+
+def lose_all_but_the_newest(folder: Path) -> None:
+    last = newest(folder)
+    assert last is not None
+    for checkpoint in folder.glob("checkpoint-*"):
+        if checkpoint != last:
+            shutil.rmtree(checkpoint)
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["moved", "lost"])
+async def test_the_best_epoch_is_found_again_or_learnt_again(root: Path, monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:  # noqa: F811
+    course = replace(COURSE, epochs=30.0, learning_rate=0.05, keep_best=True, patience=2)
+    whole = train(await made(root, "whole", evaluation=True, course=course))
+    order = await made(root, "killed", evaluation=True, course=course)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(sft, "publish", killed)
+        train(order)
+    folder, moved = Path(order.checkpoints_dir), root / "elsewhere"
+    if lost:
+        lose_all_but_the_newest(folder)
+    shutil.move(folder, moved)
+    assert train(replace(order, checkpoints_dir=str(moved))).weights_sha256 == whole.weights_sha256
 
 
 async def test_a_checkpoint_that_cannot_be_read_is_not_in_the_way_twice(root: Path) -> None:  # noqa: F811

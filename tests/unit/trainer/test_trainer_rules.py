@@ -134,8 +134,8 @@ def test_a_failure_says_what_to_change(error: Exception, advice: str) -> None:
 @pytest.mark.parametrize(
     ("exited", "words"),
     [
-        (Exited(-9), "SIGKILL"),
-        (Exited(137), "out of memory"),
+        (Exited(-9), "(SIGKILL), most often because memory ran out: lower micro_batch_size or max_length, or run fewer jobs at once"),
+        (Exited(137), "or max_length, or give its pods more memory (requests and limits in TUNETRIAL_KUBERNETES)"),
         (Exited(-11), "signal 11"),
         (Exited(1, "ImportError: no trl"), "exit code 1 without a result. Its last lines: ImportError: no trl"),
         (Exited(None), "nobody saw why"),

@@ -1017,7 +1017,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class AdapterProof(_message.Message):
-    """Evidence that an adapter is applied: log-probabilities of canary answers under base and adapter."""
+    """Evidence that an adapter is applied: log-probabilities of canary answers under base and adapter, or the provider's word (`answered_as`)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1028,6 +1028,7 @@ class AdapterProof(_message.Message):
     TOLERANCE_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     REPLICA_COUNT_FIELD_NUMBER: _builtins.int
+    ANSWERED_AS_FIELD_NUMBER: _builtins.int
     canary_count: _builtins.int
     """Canary prompts used."""
     difference_from_base: _builtins.float
@@ -1040,6 +1041,11 @@ class AdapterProof(_message.Message):
     """Tolerance for that difference, in nats."""
     replica_count: _builtins.int
     """Processes of the engine on each of which it was made; differences are those of the worst."""
+    answered_as: _builtins.str
+    """Engine openai: the name under which the provider answered for the adapter, which is the fine-tuned model's own. It is all that can be known of
+    weights that a provider keeps: no log-probabilities were compared, canary_count is 0, and the differences say nothing. Every answer is checked
+    for that name again. Empty for other engines.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When the proof was made."""
@@ -1054,10 +1060,11 @@ class AdapterProof(_message.Message):
         tolerance: _builtins.float = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
         replica_count: _builtins.int = ...,
+        answered_as: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_difference_from_manifest", b"_difference_from_manifest", "difference_from_manifest", b"difference_from_manifest", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_difference_from_manifest", b"_difference_from_manifest", "base_noise", b"base_noise", "canary_count", b"canary_count", "difference_from_base", b"difference_from_base", "difference_from_manifest", b"difference_from_manifest", "replica_count", b"replica_count", "time", b"time", "tolerance", b"tolerance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_difference_from_manifest", b"_difference_from_manifest", "answered_as", b"answered_as", "base_noise", b"base_noise", "canary_count", b"canary_count", "difference_from_base", b"difference_from_base", "difference_from_manifest", b"difference_from_manifest", "replica_count", b"replica_count", "time", b"time", "tolerance", b"tolerance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__difference_from_manifest: _TypeAlias = _typing.Literal["difference_from_manifest"]  # noqa: Y015
     _WhichOneofArgType__difference_from_manifest: _TypeAlias = _typing.Literal["_difference_from_manifest", b"_difference_from_manifest"]  # noqa: Y015
@@ -1133,7 +1140,10 @@ class LoadAdapterRequest(_message.Message):
     name: _builtins.str
     """Name to give it: letters, digits, '.', '-', '_' and '/', 1 to 200 characters; not a base's or an alias's."""
     uri: _builtins.str
-    """Folder with adapter_config.json, adapter_model.safetensors and, when tunetrial made it, manifest.json; under an allowed root."""
+    """Folder with adapter_config.json and adapter_model.safetensors, or that of a fully fine-tuned model (config.json, *.safetensors; only for bases
+    on engine transformers); and, when tunetrial made it, manifest.json. Or the URL of such a one, with its manifest, in an object store. Under an
+    allowed root. For a base on engine openai: `openai:` and the provider's name of a model that it fine-tuned from that base.
+    """
     base: _builtins.str
     """Base that it belongs to; empty when only one is served."""
     def __init__(

@@ -157,12 +157,14 @@ class GeneratorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadAdapter(self, request, context):
-        """Loads an adapter and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE, URI_NOT_ALLOWED;
+        """Loads an adapter, or a model that full fine-tuning made of a base, and proves that it is applied. INVALID_ARGUMENT ADAPTER_UNREADABLE,
+        URI_NOT_ALLOWED; RESOURCE_EXHAUSTED FULL_MODELS_TOO_MANY, MEMORY_EXHAUSTED;
         FAILED_PRECONDITION ADAPTER_BASE_MISMATCH (trained on another base or of another shape), ADAPTER_CHANGES_NOTHING, ADAPTER_NOT_REPRODUCED (its
         log-probabilities differ from those in its manifest), ADAPTER_CHECKSUM_MISMATCH, ADAPTERS_UNSUPPORTED by the base's engine,
         ENGINE_RESTART_NEEDED (says what to do), ENGINE_ROLLOUT_FAILED (the engine runs as before), ENGINE_CANNOT_SCORE, ADAPTER_REFUSED by the engine,
         ADAPTER_REACHES_BASE (beside it, the engine answers for the base with an adapter: the base does not answer any more either);
-        UNAVAILABLE ADAPTER_NOT_SHARED, KUBERNETES_UNAVAILABLE; ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
+        MODEL_DIFFERS (a provider answers as another model); UNAVAILABLE ADAPTER_NOT_SHARED, STORE_UNAVAILABLE, KUBERNETES_UNAVAILABLE;
+        ALREADY_EXISTS ADAPTER_NAME_TAKEN by other weights.
         Loading the same weights under the same name again returns the adapter. An adapter stays served over restarts of the service and of its
         engine, proven anew each time.
         """

@@ -86,7 +86,7 @@ class TrainingSpec(_message.Message):
     evaluation_uri: _builtins.str
     """Data for evaluation in the same form; empty for none."""
     seed: _builtins.int
-    """Seed of initialisation, order and dropout, 0 to 4294967295."""
+    """Seed of initialisation, order and dropout, 0 to 4294967295; for hosted to 2147483647."""
     @_builtins.property
     def sft(self) -> Global___SupervisedFineTuning:
         """Supervised fine-tuning."""
@@ -430,7 +430,7 @@ Global___PromptTuning: _TypeAlias = PromptTuning  # noqa: Y015
 
 @_typing.final
 class FullFineTuning(_message.Message):
-    """Supervised fine-tuning of all weights of the base; what comes of it is a model of its own, not an adapter beside its base."""
+    """Supervised fine-tuning of all weights of the base; what comes of it is a model of its own, as large as its base."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -454,7 +454,9 @@ Global___FullFineTuning: _TypeAlias = FullFineTuning  # noqa: Y015
 
 @_typing.final
 class HostedFineTuning(_message.Message):
-    """A provider's fine-tuning service, asked by the OpenAI protocol; the weights stay there."""
+    """A provider's fine-tuning service, asked by the OpenAI protocol; the weights stay there. The assistant's turns are learnt, as the provider does
+    it; the same work is found again in the provider's list of jobs, and never asked for twice. Takes no slot.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -484,7 +486,7 @@ class HostedFineTuning(_message.Message):
     """The provider's name for the base model; empty means `base` of the spec."""
     @_builtins.property
     def hyperparameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Hyperparameters by the provider's names, as JSON values; empty means the provider's defaults."""
+        """Hyperparameters by the provider's names, as JSON: numbers, texts in quotes, true or false; empty means the provider's defaults."""
 
     def __init__(
         self,
@@ -668,7 +670,7 @@ Global___TrainingProgress: _TypeAlias = TrainingProgress  # noqa: Y015
 
 @_typing.final
 class DatasetReport(_message.Message):
-    """What a job learnt about its data."""
+    """What a job learnt about its data. Of a hosted one only `example_count` is known, and all else is 0."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -747,23 +749,27 @@ class Adapter(_message.Message):
     name: _builtins.str
     """Name of the job's spec."""
     uri: _builtins.str
-    """Folder with the weights and manifest.json."""
+    """Folder with the weights and manifest.json, or its URL in an object store. Of a hosted one `openai:` and the provider's name of the model.
+    The generator takes it as it is.
+    """
     base: _builtins.str
     """Base that it was trained on, as given."""
     base_sha256: _builtins.str
-    """sha256 of the base's weights, hexadecimal."""
+    """sha256 of the base's weights, hexadecimal; empty for hosted."""
     weights_sha256: _builtins.str
-    """sha256 of the adapter's weights, hexadecimal."""
+    """sha256 of the adapter's weights file, hexadecimal; of a model of its own (full), as of bases, over the lines `name:sha256` of its *.safetensors
+    files, by name. Empty for hosted: nobody but the provider sees the weights, and the model's name in `uri` is all by which to tell them apart.
+    """
     dataset_sha256: _builtins.str
     """sha256 of the training data, hexadecimal."""
     job_id: _builtins.str
     """Job that made it."""
     final_loss: _builtins.float
-    """Mean training loss over the last tenth of the steps, in nats."""
+    """Mean training loss over the last tenth of the steps, in nats; NaN where a provider did not tell."""
     trained_tokens: _builtins.int
-    """Tokens seen in training."""
+    """Tokens seen in training; for hosted those that the provider bills, 0 where it does not tell."""
     training_s: _builtins.float
-    """Seconds that training took, loading not counted."""
+    """Seconds that training took, loading not counted; for hosted from the provider's job's creation to its end."""
     evaluation_loss: _builtins.float
     """Loss on the evaluation data of the weights that it has, in nats; unset without."""
     @_builtins.property

@@ -81,7 +81,7 @@ class TrainerServiceServicer:
     def CreateTrainingJob(self, request, context):
         """Queues a job and returns at once. The same `request_id` returns the job that it made before; the same work (base, data, method, seed) returns the job
         that did it. INVALID_ARGUMENT for settings out of range, BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED; RESOURCE_EXHAUSTED QUEUE_FULL;
-        INVALID_ARGUMENT BATCH_NOT_DIVISIBLE among the trainer's processes; UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED;
+        INVALID_ARGUMENT BATCH_NOT_DIVISIBLE among the trainer's processes; FAILED_PRECONDITION CUDA_NEEDED, HOSTED_NOT_CONFIGURED;
         ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
         A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job, which goes on from the
         checkpoints of one that failed.

@@ -38,7 +38,7 @@ class TrainerServiceStub:
     CreateTrainingJob: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CreateTrainingJobRequest, _trainer_pb2.CreateTrainingJobResponse]
     """Queues a job and returns at once. The same `request_id` returns the job that it made before; the same work (base, data, method, seed) returns the job
     that did it. INVALID_ARGUMENT for settings out of range, BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED; RESOURCE_EXHAUSTED QUEUE_FULL;
-    INVALID_ARGUMENT BATCH_NOT_DIVISIBLE among the trainer's processes; UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED;
+    INVALID_ARGUMENT BATCH_NOT_DIVISIBLE among the trainer's processes; FAILED_PRECONDITION CUDA_NEEDED, HOSTED_NOT_CONFIGURED;
     ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
     A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job, which goes on from the
     checkpoints of one that failed.
@@ -66,7 +66,7 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     CreateTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CreateTrainingJobRequest, _trainer_pb2.CreateTrainingJobResponse]  # type: ignore[assignment]
     """Queues a job and returns at once. The same `request_id` returns the job that it made before; the same work (base, data, method, seed) returns the job
     that did it. INVALID_ARGUMENT for settings out of range, BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED; RESOURCE_EXHAUSTED QUEUE_FULL;
-    INVALID_ARGUMENT BATCH_NOT_DIVISIBLE among the trainer's processes; UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED;
+    INVALID_ARGUMENT BATCH_NOT_DIVISIBLE among the trainer's processes; FAILED_PRECONDITION CUDA_NEEDED, HOSTED_NOT_CONFIGURED;
     ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
     A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job, which goes on from the
     checkpoints of one that failed.
@@ -97,7 +97,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trainer_pb2.CreateTrainingJobResponse, _abc.Awaitable[_trainer_pb2.CreateTrainingJobResponse]]:
         """Queues a job and returns at once. The same `request_id` returns the job that it made before; the same work (base, data, method, seed) returns the job
         that did it. INVALID_ARGUMENT for settings out of range, BASE_UNREADABLE, DATASET_UNREADABLE, URI_NOT_ALLOWED; RESOURCE_EXHAUSTED QUEUE_FULL;
-        INVALID_ARGUMENT BATCH_NOT_DIVISIBLE among the trainer's processes; UNIMPLEMENTED METHOD_NOT_SUPPORTED; FAILED_PRECONDITION CUDA_NEEDED;
+        INVALID_ARGUMENT BATCH_NOT_DIVISIBLE among the trainer's processes; FAILED_PRECONDITION CUDA_NEEDED, HOSTED_NOT_CONFIGURED;
         ALREADY_EXISTS REQUEST_ID_REUSED or ADAPTER_NAME_TAKEN for other work.
         A job that failed or was cancelled is returned for the same `request_id` only; the same work without it is a new job, which goes on from the
         checkpoints of one that failed.
