@@ -31,17 +31,23 @@ def expanded(raw: Mapping[Any, Any]) -> dict[Any, Any]:
         if isinstance(family, dict) and family.get("grid") is not None:
             cells = dict(_cells(name, family))
             parts[name] = list(cells)
-            families |= {f"{name}-{suffix}": cell for suffix, cell in cells.items()}
+            _add(families, {f"{name}-{suffix}": cell for suffix, cell in cells.items()}, "training")
         else:
-            families[name] = family
+            _add(families, {name: family}, "training")
     competing: dict[Any, Any] = {}
     for name, arm in arms.items():
         family = arm.get("adapter") if isinstance(arm, dict) else None
         if isinstance(family, str) and family in parts:
-            competing |= {f"{name}-{suffix}": arm | {"adapter": f"{family}-{suffix}"} for suffix in parts[family]}
+            _add(competing, {f"{name}-{suffix}": arm | {"adapter": f"{family}-{suffix}"} for suffix in parts[family]}, "arms")
         else:
-            competing[name] = arm
+            _add(competing, {name: arm}, "arms")
     return {**raw, "training": families, "arms": competing}
+
+
+def _add(found: dict[Any, Any], more: Mapping[Any, Any], where: str) -> None:
+    if twice := sorted(str(name) for name in more if name in found):
+        raise GridMistake(f"{where}.{twice[0]}: a grid stands for it, and it is named beside the grid too, or by another one; rename one")
+    found |= more
 
 
 def _cells(name: Any, family: Mapping[Any, Any]) -> Iterator[tuple[str, dict[Any, Any]]]:
@@ -49,6 +55,8 @@ def _cells(name: Any, family: Mapping[Any, Any]) -> Iterator[tuple[str, dict[Any
     grid = family["grid"]
     if not isinstance(grid, dict) or not grid:
         raise GridMistake(f"training.{name}.grid: names settings with a list of values each, such as rank: [8, 16]")
+    if not isinstance(family.get("lora") or {}, dict):
+        raise GridMistake(f"training.{name}.lora: names settings with their values, such as rank: 8")
     known = [*(key for key in TrainingSpec.model_fields if key not in _NOT_IN_GRIDS), *OF_LORA]
     search = family.get("search")
     searched = search.get("parameters") if isinstance(search, dict) else None

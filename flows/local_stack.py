@@ -52,11 +52,12 @@ class LocalStack:
         abstentions: tuple[str, ...] = (),
         services: tuple[str, ...] = SERVICES,
         engines: Mapping[str, Mapping[str, Any]] | None = None,
+        hosted: Mapping[str, Any] | None = None,
     ) -> None:
         """`models` are bases by name, `engines` settings of models elsewhere, as TUNETRIAL_ENGINES has them: a base that the environment
-        names there is served by that engine, and not in the generator's own process.
+        names there is served by that engine, and not in the generator's own process. `hosted` says where a provider trains.
         """
-        self._engines = engines or {}
+        self._engines, self._hosted = engines or {}, hosted
         self._home, self._models, self._roots, self._abstentions, self._services = home, models, roots, abstentions, services
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[str, int] = {}
@@ -167,8 +168,8 @@ class LocalStack:
             own["TUNETRIAL_RETRIEVER_ADDRESS"] = f"127.0.0.1:{self._ports['retriever']}"
         if service == "trainer":
             own["TUNETRIAL_MODELS"] = json.dumps(self._models)
-            if not os.environ.get("TUNETRIAL_HOSTED") and (hosted := _provider(self._engines)):
-                own["TUNETRIAL_HOSTED"] = json.dumps(hosted)
+            if self._hosted and not os.environ.get("TUNETRIAL_HOSTED"):
+                own["TUNETRIAL_HOSTED"] = json.dumps(self._hosted)
             # A training process has one thread: one for each core.
             own["TUNETRIAL_SLOTS"] = str(os.cpu_count() or 1)
         if service == "judge":
@@ -199,13 +200,6 @@ class LocalStack:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:] if log.exists() else []
         tail = "\n".join(f"  | {line[:300]}" for line in lines)
         return f"The end of {log}:\n{tail}"
-
-
-def _provider(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The provider of a spec's models as the trainer is told of it; empty without one, or where there are several."""
-    keys = ("url", "api_key_variable")
-    found = [{key: engine[key] for key in keys if key in engine} for engine in engines.values() if engine.get("engine") == "openai"]
-    return found[0] if found and all(each == found[0] for each in found) else {}
 
 
 def _engines_of_environment() -> dict[str, Any]:

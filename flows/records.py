@@ -168,6 +168,8 @@ class Answer:
     error: str | None = None
     snapshot: str = ""
     """Name under which a provider answered; empty for engines of one's own."""
+    quotation: str = ""
+    """Of a contestant that was trained to quote: what it quoted. `text` is what follows from it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,7 @@ class Spec(Part):
         return tuple(found)
 
     def quoting(self) -> frozenset[str]:
-        """Contestants that were trained to quote before they answer: what is judged follows the quotation."""
+        """Contestants that were trained to quote before they answer: their answers are what follows the quotation."""
         families = {name for name, training in self.training.items() if training.raft is not None and training.raft.quote}
         return frozenset(contestant.id for contestant in self.contestants() if contestant.adapter in families)
 

@@ -180,6 +180,7 @@ def _contradictions(spec: Spec) -> Iterator[str]:
                 f"training.{family}.model: {training.model} is a provider's model, whose weights cannot be trained here; "
                 "name one with a base, or set method: hosted"
             )
+    yield from _training_mistakes(spec)
     for name, arm in spec.arms.items():
         if arm.model is not None and arm.model not in spec.models:
             yield f"arms.{name}.model: {_unknown(arm.model, spec.models)}"
@@ -194,6 +195,16 @@ def _contradictions(spec: Spec) -> Iterator[str]:
     expanded = [] if _dangling(spec) else [contestant.id for contestant in spec.contestants()]
     for twice in sorted({name for name in expanded if expanded.count(name) > 1}):
         yield f"arms: two arms would both be called {twice}; rename one"
+
+
+def _training_mistakes(spec: Spec) -> Iterator[str]:
+    quoting = [family for family, training in spec.training.items() if training.raft is not None and training.raft.quote]
+    if quoting and any("\n" in text for text in spec.decoding.stop):
+        yield f"decoding.stop: ends answers at a line break, and those of {quoting[0]} (raft.quote) have two lines; leave one out"
+    hosted = {family: spec.models.get(training.model) for family, training in spec.training.items() if training.method == "hosted"}
+    accounts = {(model.url, model.api_key_variable) for model in hosted.values() if model is not None}
+    if len(accounts) > 1:
+        yield f"training: {', '.join(hosted)} are trained by different providers or accounts; a trainer has one: make trials of them"
 
 
 def _dangling(spec: Spec) -> bool:

@@ -99,8 +99,12 @@ def open_trial(loaded: LoadedSpec, home: Path, progress: Progress) -> Trial:
     addresses = addresses_from_environment() or running_stack(home)
     folders = tuple(Path(name) for name in (*loaded.bases.values(), loaded.encoder) if is_folder(name))
     spec = loaded.spec
-    engines = engine_settings(spec)
-    stack = None if addresses else LocalStack(home, loaded.bases, folders, spec.prompt.abstentions, needed_services(spec), engines)
+    hosted = {family.model for family in spec.training.values() if family.method == "hosted"}
+    stack = None
+    if not addresses:
+        needed, engines = needed_services(spec), engine_settings(spec)
+        provider = next((_account(spec.models[name]) for name in sorted(hosted)), None)
+        stack = LocalStack(home, loaded.bases, folders, spec.prompt.abstentions, needed, engines, provider)
     services = Services(addresses or {}, stack, progress.say)
     return Trial(loaded, home, Store(str(home / "store")), services, progress)
 
@@ -114,6 +118,11 @@ def needed_services(spec: Spec) -> tuple[str, ...]:
 def engine_settings(spec: Spec) -> dict[str, dict[str, Any]]:
     """Settings of the generator's engines for the models of providers, by the models' names."""
     return {name: _provider(model) for name, model in spec.models.items() if model.engine is not None}
+
+
+def _account(model: ModelSpec) -> dict[str, Any]:
+    """Where a provider trains."""
+    return model.model_dump(include={"url", "api_key_variable"})
 
 
 def _provider(model: ModelSpec) -> dict[str, Any]:

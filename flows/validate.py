@@ -116,7 +116,8 @@ def _sizes(spec: Spec, prepared: Prepared) -> Iterator[Finding]:
             "data.test_items",
             f"the test questions come from {clusters} clusters; an interval at {1 - spec.analysis.alpha:.0%} needs {fewest} or more",
         )
-    for name, training in spec.training.items():
+    here = {name: training for name, training in spec.training.items() if training.method != "hosted"}
+    for name, training in here.items():
         smallest = min(training.sizes)
         batch = (training.search.largest("batch_size") if training.search else None) or training.batch_size
         if batch > smallest:

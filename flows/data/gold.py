@@ -76,7 +76,7 @@ class _Index:
         if not evidence:
             return []
         if len(evidence) < _RUN:
-            return [name for name, text in zip(self._ids, self._words, strict=True) if _contains(text, evidence)]
+            return [name for name, text in zip(self._ids, self._words, strict=True) if contains(text, evidence)]
         runs = _runs(evidence)
         candidates = {n for run in runs for n in self._places.get(run, ())}
         return [self._ids[n] for n in sorted(candidates) if coverage(evidence, self._words[n]) >= threshold]
@@ -86,8 +86,9 @@ def _runs(text: Run) -> list[Run]:
     return [text[n : n + _RUN] for n in range(len(text) - _RUN + 1)]
 
 
-def _contains(text: Run, part: Run) -> bool:
-    return any(text[n : n + len(part)] == part for n in range(len(text) - len(part) + 1))
+def contains(text: Run, part: Run) -> bool:
+    """Whether the words of `part` are a run within `text`; no words are in no text."""
+    return bool(part) and any(text[n : n + len(part)] == part for n in range(len(text) - len(part) + 1))
 
 
 def coverage(one: Run, other: Run) -> float:

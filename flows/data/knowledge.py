@@ -31,14 +31,15 @@ from functools import cached_property, lru_cache
 from flows.data.text import words
 from flows.records import Item, KnowledgeClass, KnowledgeTag
 
-RULE = "slick/v1"
+RULE = "slick/v2"
 """Name of the rule; another rule has another name."""
 
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _POINT = re.compile(r"(?<=\d)\.(?=\d)")
 _MINUS = re.compile(r"(?<!\S)[-\u2212](?=\d)")
 _NOT = re.compile(r"n['\u2019]t\b", re.IGNORECASE)
-_ARTICLES = frozenset({"a", "an", "the"})
+# A capital A amid a text is a name: hepatitis A.
+_ARTICLES = re.compile(r"(?:(?<!\S)(?:a|an|the)|(?:^|(?<=[.!?]\s))(?:A|An|The))(?=\s+\w)")
 # A minus is one: "-3" does not say 3.
 _NEGATIONS = frozenset({"not", "no", "never", "neither", "nor", "cannot", "without", "minus"})
 _YES_NO = frozenset({"yes", "no"})
@@ -133,6 +134,4 @@ def _says(said: tuple[str, ...], meant: tuple[str, ...]) -> bool:
 def _terms(text: str) -> tuple[str, ...]:
     plain = _THOUSANDS.sub("", unicodedata.normalize("NFKC", text))
     plain = _NOT.sub(" not", _MINUS.sub("minus ", _POINT.sub("point", plain)))
-    found = words(plain)
-    # "A" may be a whole answer.
-    return tuple(word for word in found if word not in _ARTICLES) or found
+    return words(_ARTICLES.sub("", plain))

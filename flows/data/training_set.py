@@ -113,8 +113,8 @@ def training_set(
     if context.kind == "raft":
         short = sum(len(_texts(one.passages, parents)) < _wanted(one.item, gold, context, parents) for one in examples)
     if context.quote:
-        evidence = {item.id: [one.text for one in item.evidence] for item in items}
-        quoting = [_quoting(one, evidence[one.item], passages, gold, parents) if one.gold_shown else one for one in examples]
+        by_id = {item.id: item for item in items}
+        quoting = [_quoting(one, by_id[one.item], passages, gold, parents) if one.gold_shown else one for one in examples]
         unquoted = sum(one.answer == plain.answer for one, plain in zip(quoting, examples, strict=True) if one.gold_shown)
         examples = tuple(quoting)
     return TrainingSet(examples, short, unquoted)
@@ -122,17 +122,17 @@ def training_set(
 
 def _quoting(
     example: Example,
-    evidence: Sequence[str],
+    item: Item,
     passages: Mapping[str, Passage],
     gold: Mapping[str, Sequence[str]],
     parents: Mapping[str, str],
 ) -> Example:
     shown = _texts(example.passages, parents)
-    own = [name for name in gold[example.item] if name in example.passages]
+    own = [name for name in gold[item.id] if name in example.passages]
     numbered = [(shown.index(parents.get(name, name)) + 1, passages[name].text) for name in own]
     # Evidence that is the name of a passage stands for all of its text.
-    texts = [passages[text].text if text in passages else text for text in evidence]
-    return replace(example, answer=quoted(example.answer, texts, numbered) or example.answer)
+    texts = [passages[one.text].text if one.text in passages else one.text for one in item.evidence]
+    return replace(example, answer=quoted(example.answer, item.references, texts, numbered) or example.answer)
 
 
 def _answer(item: Item, abstention: str) -> str:

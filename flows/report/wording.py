@@ -109,7 +109,8 @@ def _data_caveats(report: TrialReport) -> Iterator[Caveat]:
     chosen = [f"{one['family']} ({', '.join(one['keep']).replace('_', ' ')})" for one in report.knowledge if len(one["keep"]) < _CLASSES]
     if chosen:
         text = f"By what its base knows, only some questions were trained on: {'; '.join(chosen)}. "
-        yield Caveat("Training questions chosen", f"{text}Families that choose otherwise differ in their questions too.")
+        always = "Questions that the documents do not answer always are. "
+        yield Caveat("Training questions chosen", f"{text}{always}Families that choose otherwise differ in their questions too.")
     skipped = sum(counts["rows_skipped"].values()) + len(counts["bad_rows"])
     if skipped:
         yield Caveat(

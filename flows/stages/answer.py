@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tunetrial.generator.v1 import generator_pb2
 
 from flows.clients import explain_failure
 from flows.connections import exchange, together
+from flows.data.quotes import divided
+from flows.data.text import normalise
 from flows.errors import TrialError
 from flows.prompting import Shot, Template, passage_message, prompt_hash
 from flows.records import Answer, Contestant, Item, Passage
@@ -76,6 +78,7 @@ class _Asker:
     ) -> None:
         self._trial, self._prepared, self._snapshot, self._adapters, self._bases = trial, prepared, snapshot, adapters, bases
         self._template: Template = trial.template
+        self._quoting = trial.spec.quoting()
 
     async def ask(self, contestant: Contestant) -> tuple[list[Answer], Proof | None]:
         adapter = self._adapter(contestant)
@@ -217,10 +220,14 @@ class _Asker:
             "snapshot": response.snapshot,
         }
 
-    @staticmethod
-    def _record(contestant: Contestant, question: _Question, row: Mapping[str, Any]) -> Answer:
+    def _record(self, contestant: Contestant, question: _Question, row: Mapping[str, Any]) -> Answer:
         lists = {name: tuple(row[name]) for name in ("passages", "cut", "cited")}
-        return Answer(contestant=contestant.id, item=question.item.id, sample=question.sample, **{**row, **lists})
+        found = Answer(contestant=contestant.id, item=question.item.id, sample=question.sample, **{**row, **lists})
+        if contestant.id not in self._quoting or found.text is None:
+            return found
+        quotation, text = divided(found.text)
+        declines = normalise(text) in map(normalise, self._template.abstentions)
+        return replace(found, text=text, quotation=quotation, abstained=found.abstained or declines)
 
 
 def _refusal(question: _Question) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -16,7 +16,6 @@ from tunetrial.judge.v1 import judge_pb2
 
 from flows.clients import ServiceError, explain_failure
 from flows.connections import exchange
-from flows.data.quotes import conclusion
 from flows.errors import TrialError, UserError
 from flows.records import Answer, Item, Judgement, Metric
 from flows.stages.prepare import Prepared
@@ -76,8 +75,6 @@ async def judge(trial: Trial, prepared: Prepared, answers: Sequence[Answer]) -> 
     """All judgements in the order of criteria and answers, and the rubrics that they follow."""
     rubrics = tuple(await asyncio.gather(*(_rubric(trial, criterion) for criterion in trial.spec.judge.rubric)))
     items = {item.id: item for item in prepared.test}
-    quoting = trial.spec.quoting()
-    answers = [replace(row, text=conclusion(row.text)) if row.text and row.contestant in quoting else row for row in answers]
     wanted = [_wanted(trial, rubric, items, answers) for rubric in rubrics]
     trial.progress.stage("judge", sum(len(one.requests) for one in wanted))
     spending = _Spending(trial.spec.judge.budget_usd)

@@ -261,6 +261,7 @@ class _Tagger:
             "rule": RULE,
             "model": self._training.model,
             "prepared": self._prepared.key,
+            "template": self._trial.inputs["template"],
             "settings": self._settings.model_dump(mode="json", exclude={"keep", "evaluate_on"}),
             "items": len(tags),
         }

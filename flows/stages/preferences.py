@@ -14,10 +14,11 @@ from typing import Any
 
 import anyio.to_thread
 
+from flows.data.gold import contains
 from flows.data.leakage import Leak, find_leaks, resolve_leaks
 from flows.data.preferences import Pair, Preferences, read_preferences
 from flows.data.split import place
-from flows.data.text import normalise, words
+from flows.data.text import words
 from flows.earlier_run import files_of, pairs_of_run
 from flows.errors import UserError
 from flows.records import Item
@@ -98,13 +99,24 @@ def _apart(prepared: Prepared, pairs: Sequence[Pair]) -> list[Pair]:
     return [pair for pair in pairs if pair.item not in items and pair.cluster not in clusters]
 
 
-def _as_items(pairs: Sequence[Pair]) -> tuple[Item, ...]:
-    return tuple(Item(pair.id, pair.question, pair.references, pair.cluster) for pair in pairs)
+def _as_items(pairs: Sequence[Pair], test: Sequence[Item] = ()) -> tuple[Item, ...]:
+    """Pairs as questions. The right answers of one that a file brought are those of test questions that its chosen answer holds."""
+    starts: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for item in test:
+        for reference in map(words, item.references):
+            starts["".join(reference[:1])].add(reference)
+    return tuple(Item(pair.id, pair.question, (*pair.references, *_held(pair, starts)), pair.cluster) for pair in pairs)
+
+
+def _held(pair: Pair, starts: Mapping[str, set[tuple[str, ...]]]) -> Iterator[str]:
+    said = () if pair.item else words(pair.chosen)
+    for at, word in enumerate(said):
+        yield from (" ".join(one) for one in starts.get(word, ()) if said[at : at + len(one)] == one)
 
 
 def _leaks(trial: Trial, prepared: Prepared, pairs: Sequence[Pair]) -> Iterator[Leak]:
     """Test questions that pairs ask too, or that stand in the prompts that a file brought."""
-    pools, seen = {"test": prepared.test, _POOL: _as_items(pairs)}, set()
+    pools, seen = {"test": prepared.test, _POOL: _as_items(pairs, prepared.test)}, set()
     for leak in find_leaks(pools, threshold=trial.spec.data.near_duplicate, stand_alone=prepared.stand_alone):
         seen.add(leak.right_item)
         yield leak
@@ -126,7 +138,7 @@ def _stands_in(pair: Pair, starts: Mapping[tuple[str, ...], Sequence[tuple[tuple
         text = words(turn["content"])
         for at in range(len(text)):
             for asked, item in starts.get(text[at : at + _FEWEST_WORDS], ()):
-                same_answer = normalise(pair.chosen) in map(normalise, item.references)
+                same_answer = any(contains(words(pair.chosen), words(reference)) for reference in item.references)
                 if text[at : at + len(asked)] == asked and (stand_alone or same_answer):
                     return item
     return None

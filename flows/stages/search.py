@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 VERSION = 1
 _RANDOM_FIRST = 5
 """So many are drawn at random before others are proposed by what came of them."""
+OF_SETTINGS = ("is no number any more", "out of memory", "memory ran out")
+"""Words of the trainer about failures that other settings may avoid."""
+_PROPOSALS = 20
+"""So often another proposal is asked for instead of settings that failed."""
 # What the trainer refuses before it begins, because of the settings.
 _REFUSALS = ("INVALID_ARGUMENT", "FAILED_PRECONDITION")
 
@@ -122,13 +126,15 @@ async def _search(trial: Trial, prepared: Prepared, snapshot: Snapshot | None, f
             tried.append(Tried(**kept[number]))
             trial.progress.advance("search")
             continue
-        settings = await anyio.to_thread.run_sync(propose, spec, tuple(tried))
-        one = await _try(trial, training, rows, key, settings)
+        settings = await anyio.to_thread.run_sync(_new_proposal, spec, tuple(tried))
+        one = next((replace(one, seconds=0.0) for one in tried if one.error and one.settings == settings), None)
+        if one is None:
+            one = await _try(trial, training, rows, key, settings)
+        else:
+            trial.progress.advance("search")
         if one.error:
             trial.progress.say(f"search for {family}: {told(settings)} failed: {one.error}")
-        if one.adapter or one.seconds:
-            # What was refused at once has cost nothing, and may be allowed later.
-            kept.add(number, asdict(one))
+        kept.add(number, asdict(one))
         tried.append(one)
     usable = [place for place, one in enumerate(tried) if one.evaluation_loss is not None]
     if not usable:
@@ -145,8 +151,8 @@ async def _try(trial: Trial, training: TrainingSpec, rows: TrainingRows, key: Ad
         adapter = await trained(trial, training.with_settings(settings), rows, key, "search")
     except (TrainingFailed, ServiceError) as error:
         if isinstance(error, TrainingFailed):
-            # No settings help against a full disk.
-            if "disk" in error.why:
+            # Against a full disk, a store that is away or a node that is gone no settings help.
+            if not any(words in error.why for words in OF_SETTINGS):
                 raise
             seconds = max(error.seconds, 0.001)
         elif error.code in _REFUSALS:
@@ -169,15 +175,27 @@ def _spent(tried: Sequence[Tried]) -> float:
     return sum(trained_once.values()) + sum(one.seconds for one in tried if not one.adapter)
 
 
-def propose(spec: SearchSpec, tried: Sequence[Tried]) -> dict[str, Any]:
-    """The settings to be tried next."""
+def _new_proposal(spec: SearchSpec, tried: Sequence[Tried]) -> dict[str, Any]:
+    """Settings that did not fail before, unless hardly any others are left."""
+    failed = [one.settings for one in tried if one.error]
+    for attempt in range(_PROPOSALS):
+        settings = propose(spec, tried, attempt)
+        if settings not in failed:
+            break
+    return settings
+
+
+def propose(spec: SearchSpec, tried: Sequence[Tried], attempt: int = 0) -> dict[str, Any]:
+    """The settings to be tried next; attempts after the first are drawn at random."""
     import optuna  # noqa: PLC0415  takes a second, and few trials search
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {name: _distribution(values) for name, values in spec.parameters.items()}
     # Of a seed of its own each: a search that goes on draws what it would have drawn.
-    seed = int(place(spec.seed, "search", str(len(tried))) * 2**32)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(n_startup_trials=_RANDOM_FIRST, seed=seed))
+    seed = int(place(spec.seed, "search", str(len(tried)), *([str(attempt)] if attempt else [])) * 2**32)
+    random, tpe = optuna.samplers.RandomSampler(seed=seed), optuna.samplers.TPESampler(n_startup_trials=_RANDOM_FIRST, seed=seed)
+    # Of what failed TPE knows nothing, and would propose it again.
+    study = optuna.create_study(sampler=random if attempt else tpe)
     for one in tried:
         state = optuna.trial.TrialState.FAIL if one.evaluation_loss is None else optuna.trial.TrialState.COMPLETE
         study.add_trial(

@@ -39,10 +39,17 @@ def read_options(text: str) -> dict[str, Any]:
     options = json.loads(text) if text.strip() else {}
     if not isinstance(options, dict):
         raise ValueError('expected a JSON object: {"endpoint_url": "https://..."}')
-    secret = sorted(name for name in options if any(part in name.lower() for part in _SECRETS))
+    secret = sorted(name for name in _names(options) if any(part in name.lower() for part in _SECRETS))
     if secret:
         raise ValueError(f"{', '.join(secret)}: credentials belong into the variables of the store's library, as AWS_SECRET_ACCESS_KEY")
     return options
+
+
+def _names(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        yield name
+        if isinstance(value, Mapping):
+            yield from _names(value)
 
 
 def opened(url: str, options: Mapping[str, Any]) -> tuple[AbstractFileSystem, str]:

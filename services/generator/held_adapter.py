@@ -19,6 +19,8 @@ _log = structlog.get_logger()
 _AGAIN_S = 60.0
 """A replica on which the proof failed is tried again after so long: what was wrong with it may have been mended."""
 
+_FULL = ("MEMORY_EXHAUSTED", "FULL_MODELS_TOO_MANY")
+"""Reasons that trying again at once would not change, and that reading a whole model each time would cost."""
 _UNTOLD = (Unavailable, ResourceExhausted)
 """An engine that is away or busy says nothing about an adapter."""
 
@@ -176,7 +178,7 @@ class HeldAdapter:
                 self._mixing.add(identity)
             self._forget(identity)
             self._rejection = error
-            if not isinstance(error, _UNTOLD):
+            if not isinstance(error, _UNTOLD) or error.reason in _FULL:
                 self._refused[identity] = time.monotonic()
             return error
         self._evidence[identity], self._rejection, self._against = evidence, None, None

@@ -68,9 +68,10 @@ class ModelShelf:
             raise ResourceExhausted("FULL_MODELS_TOO_MANY", message, name=adapter, size=size, count=len(others), most=self._most_full)
         try:
             return read_full_model(folder, self._model, self._tokenizer)
-        except torch.OutOfMemoryError as error:
+        except torch.OutOfMemoryError:
             message = "there is no memory left for {name}, which takes as much as its base: unload another model"
-            raise ResourceExhausted("MEMORY_EXHAUSTED", message, name=adapter) from error
+            # Without its cause, which holds what was read of the model.
+            raise ResourceExhausted("MEMORY_EXHAUSTED", message, name=adapter) from None
 
     def put_in(self, adapter: str, folder: Path, read: _Read) -> None:
         """Puts an adapter in, in place of one of its name: InvalidArgument ADAPTER_UNREADABLE, FailedPrecondition ADAPTER_BASE_MISMATCH."""

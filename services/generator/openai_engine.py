@@ -251,7 +251,10 @@ class OpenAIEngine:
         raise self._no_adapters()
 
     async def load_hosted(self, adapter: str, model: str) -> None:
-        """Puts nothing anywhere: the provider has it. Raises FailedPrecondition ADAPTER_BASE_MISMATCH where its name tells another base."""
+        """Puts nothing anywhere: the provider has it.
+
+        Raises FailedPrecondition ADAPTER_BASE_MISMATCH or ADAPTER_CHANGES_NOTHING by its name.
+        """
         kind, _, rest = model.partition(":")
         base = self._settings.answers_as or self._settings.model
         own = base.split(":")[1] if base.startswith("ft:") else base
@@ -259,6 +262,9 @@ class OpenAIEngine:
         if kind == "ft" and not (same_model(own, of) or same_model(of, own)):
             message = "{model} was fine-tuned from {of}, and base {name} is {base}: load it on its own base"
             raise FailedPrecondition("ADAPTER_BASE_MISMATCH", message, model=model, of=of, name=self._name, base=base)
+        if same_model(base, model) or same_model(model, base):
+            message = "{model} is base {name} itself: name the model that was fine-tuned from it"
+            raise FailedPrecondition("ADAPTER_CHANGES_NOTHING", message, model=model, name=self._name)
         self._tuned[adapter] = model
 
     async def unload_adapter(self, adapter: str) -> None:

@@ -6,6 +6,7 @@ Whatever makes something (a file, a job) is asked once a call: whether to ask ag
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -225,11 +226,12 @@ def _metric(event: FineTuningJobEvent) -> Metric | None:
     step = data.get("step") if isinstance(data.get("step"), int) else int(named[1]) if named and data else None
     if step is None:
         return None
-    count = data.get("total_steps") or (int(named[2]) if named and named[2] else 0)
+    told = data.get("total_steps")
+    count = told if isinstance(told, int) and told else int(named[2]) if named and named[2] else 0
     whole, part = _number(data, "full_valid_loss"), _number(data, "valid_loss")
     return Metric(step, count, _number(data, "train_loss"), part if whole is None else whole)
 
 
 def _number(data: Mapping[str, Any], name: str) -> float | None:
     value = data.get(name)
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -42,7 +42,7 @@ def explained(url: str) -> Iterator[None]:
         raise kind("PROVIDER_UNAVAILABLE", "the provider {url} cannot be reached: {why}", url=url, why=why) from error
     except openai.APIStatusError as error:
         raise _meaning(error, url) from error
-    except (openai.APIError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (openai.APIError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:  # the last where a page for people came
         raise no_provider(url) from error
 
 

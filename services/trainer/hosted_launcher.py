@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,13 @@ class HostedJobs:
     def launch(self, order: Order) -> HostedRun:
         """Begins or goes on with a job."""
         return HostedRun(self._place, order, partial(self._cancel, order.job_id))
+
+    def drop(self, job_id: str) -> None:
+        """Begins to cancel what an earlier service may have begun."""
+        record = self._ledger.job(job_id)
+        if record.provider_job or record.sent:
+            self._ledger.write_job(replace(record, cancelled=True))
+            self._cancel(job_id)
 
     async def close(self) -> None:
         """Closes the connections; what is not cancelled yet, the next service cancels."""
@@ -126,8 +134,10 @@ class ByMethod:
         return self._hosted.launch(order)
 
     def drop(self, job_id: str) -> None:
-        """Begins to end what is left of a job that was not launched here; hosted ones never wait for a place."""
+        """Begins to end what is left of a job that was not launched here."""
         self._here.drop(job_id)
+        if self._hosted is not None:
+            self._hosted.drop(job_id)
 
     async def close(self) -> None:
         """Closes both."""

@@ -36,6 +36,7 @@ _SUFFIX_LENGTH = 64
 _STOP_S = 4.0
 _CLOCKS_APART_S = 60.0
 _LOOK_S = 1.0
+_LEAST_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,10 @@ class HostedRun:
 
     async def _work(self) -> int:
         job_id = ""
+        if refusal := self._refusal():
+            # The record stays: what is at the provider is still to be cancelled, or found again.
+            self._told.put_nowait(Failed(refusal))
+            return 1
         try:
             job = await self._found() or await self._made()
             job_id = job.id
@@ -113,6 +118,13 @@ class HostedRun:
             return 1
         self._ledger.forget_job(self._order.job_id)
         return 0
+
+    def _refusal(self) -> str:
+        """Why nothing is asked of the provider; empty where nothing speaks against it."""
+        if self._ledger.job(self._order.job_id).cancelled:
+            return "the job was cancelled: create it again to train anew"
+        created_for, url = self._order.inputs.provider, self._settings.url
+        return "" if created_for == url else f"the job is one for the provider {created_for}, and TUNETRIAL_HOSTED names {url} by now"
 
     async def _found(self) -> ProviderJob | None:
         """The provider's job of this work, made by an earlier attempt, an earlier job, or another trainer."""
@@ -244,7 +256,7 @@ class HostedRun:
 
     async def _pause(self, error: Unavailable) -> None:
         self._note(error)
-        await asyncio.sleep(float(error.metadata.get("retry_after_s", self._settings.poll_s)))
+        await asyncio.sleep(max(_LEAST_PAUSE_S, float(error.metadata.get("retry_after_s", self._settings.poll_s))))
 
     def _note(self, error: TunetrialError) -> None:
         if error.message != self._noted:

@@ -97,14 +97,16 @@ class JobQueue:
 
     async def start(self) -> None:
         """Takes up what an earlier service left: jobs that were running go on from their checkpoints, unless they had published."""
-        await self._shelf.clear()
-        for job in await self._store.in_state(JobState.RUNNING):
-            adapter = await self._shelf.made(job)
-            if adapter is not None:
-                await self._finish(job, adapter)
-            else:
-                await self._store.update(_queued_again(job))
-                _log.info("job goes on after a restart", job=job.id, adapter=job.spec.adapter_name)
+        # Callers come already: none of these jobs may be cancelled, or another begun, until it is known what became of them.
+        async with self._lock:
+            await self._shelf.clear()
+            for job in await self._store.in_state(JobState.RUNNING):
+                adapter = await self._shelf.made(job)
+                if adapter is not None:
+                    await self._finish(job, adapter)
+                else:
+                    await self._store.update(_queued_again(job))
+                    _log.info("job goes on after a restart", job=job.id, adapter=job.spec.adapter_name)
         await self._fill()
 
     async def close(self) -> None:
@@ -147,7 +149,7 @@ class JobQueue:
             return before
         same = await self._store.alive_with_work(work)
         # A finished job whose adapter was deleted since is no answer.
-        if same is None or (same.state is JobState.SUCCEEDED and not found.has(same)):
+        if same is None or (same.state is JobState.SUCCEEDED and not (found.has(same) and found.adapter is not None)):
             same = await self._add(spec, inputs, work, found)
         if request_id:
             await self._store.remember_request(request_id, same.id)

@@ -67,7 +67,7 @@ def resume(order: Order, report: Callable[[Event], None], leads: bool) -> bool:
     if order.store is None:
         return False
     finished = Path(order.checkpoints_dir) / _FINISHED
-    adapter = _adapter(order, finished)
+    adapter = _adapter(order, finished, leads)
     if adapter is None:
         if leads:
             _check(order)
@@ -91,14 +91,14 @@ def _check(order: Order) -> None:
         raise FailedPrecondition("STORE_REFUSED", "{url}: there is no such bucket", url=order.store.url) from error
 
 
-def _adapter(order: Order, finished: Path) -> Adapter | None:
+def _adapter(order: Order, finished: Path, leads: bool) -> Adapter | None:
     """What waits to be published, now as this job's."""
     try:
         found = json.loads((finished / MANIFEST).read_text(encoding="utf-8"))
         adapter = ADAPTER.validate_python({**found, "job_id": order.job_id, "uri": final_uri(order)})
     except (OSError, ValueError):
         return None
-    if found["job_id"] != order.job_id:
+    if found["job_id"] != order.job_id and leads:
         half = finished.with_name(f"{finished.name}.{MANIFEST}")
         half.write_text(json.dumps({**found, "job_id": order.job_id}, indent=1) + "\n", encoding="utf-8")
         half.replace(finished / MANIFEST)

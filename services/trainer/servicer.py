@@ -104,7 +104,9 @@ def to_spec(spec: trainer_pb2.TrainingSpec) -> TrainingSpec:
     except InvalidArgument as error:
         metadata = error.metadata | {"field": f"spec.{method}.{error.metadata['field']}"}
         raise InvalidArgument(error.reason, "{field} {message}", **metadata) from error
-    return TrainingSpec(spec.adapter_name, spec.base, spec.dataset_uri, spec.evaluation_uri, spec.seed, how)
+    # The provider's name for a base may be given with the method too.
+    base = spec.hosted.model or spec.base if method == "hosted" else spec.base
+    return TrainingSpec(spec.adapter_name, base, spec.dataset_uri, spec.evaluation_uri, spec.seed, how)
 
 
 def _to_lora(lora: trainer_pb2.Lora) -> Lora:

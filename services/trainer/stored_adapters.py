@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from services.trainer.manifest import MANIFEST, AdapterFiles
 from services.trainer.records import ADAPTER
 
 _Answer = TypeVar("_Answer")
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
 
 
@@ -160,11 +162,11 @@ class Upload:
         return True
 
     def _tidy(self) -> None:
-        """Removes what others left half uploaded under the name: it will never be visible."""
-        kept = _read(self._files, f"{self._home}/{MANIFEST}") or {}
+        """Removes what other jobs left half uploaded under the name: it will never be visible. What is not of jobs is somebody else's."""
+        published = (_read(self._files, f"{self._home}/{MANIFEST}") or {}).get("folder")
         for folder in self._files.ls(self._home, detail=False):
             name = folder.rstrip("/").rpartition("/")[2]
-            if name not in (MANIFEST, kept.get("folder")):
+            if published and name != published and _JOB_ID.fullmatch(name):
                 self._files.rm(folder, recursive=True)
 
     def _explained(self) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,6 +63,11 @@ def run_key(order: Order) -> str:
     return key
 
 
+def _words(error: Exception) -> str:
+    # An address may hold a name and a password.
+    return re.sub(r"//[^/@\s]+@", "//***@", f"{type(error).__name__}: {error}")
+
+
 class _Told:
     """What both have in common: a training goes on without its reports, but does not begin without them."""
 
@@ -76,7 +82,7 @@ class _Told:
                 self._seen = self.begin(run_key(self._order), settings_of(self._order))
             except Exception as error:
                 message = "{library} (TUNETRIAL_REPORT_TO) does not take the run: {why}; look at the variables by which it is reached"
-                raise FailedPrecondition("REPORT_REFUSED", message, library=self.library, why=f"{type(error).__name__}: {error}") from error
+                raise FailedPrecondition("REPORT_REFUSED", message, library=self.library, why=_words(error)) from error
         self._initialized = True
 
     library = ""
@@ -112,7 +118,7 @@ class _Told:
             tell()
         except Exception as error:
             if not self._complained:
-                print(f"{self.library} does not take the figures: {type(error).__name__}: {error}", flush=True)
+                print(f"{self.library} does not take the figures: {_words(error)}", flush=True)
             self._complained = True
 
 

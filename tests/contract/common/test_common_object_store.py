@@ -51,7 +51,7 @@ def test_paths_are_allowed_beside_urls(tmp_path: Path) -> None:
 def test_options_are_an_object_without_secrets() -> None:
     assert read_options("") == {}
     assert read_options('{"endpoint_url": "https://here"}') == {"endpoint_url": "https://here"}
-    for text in ("[]", "x", '{"secret": "hunter2"}', '{"account_key": "hunter2"}'):
+    for text in ("[]", "x", '{"secret": "hunter2"}', '{"account_key": "hunter2"}', '{"client_kwargs": {"aws_secret": "hunter2"}}'):
         with pytest.raises(ValueError, match=r"expected|Expecting|credentials") as caught:
             read_options(text)
         assert "hunter2" not in str(caught.value)

@@ -137,5 +137,6 @@ async def test_what_the_provider_does_not_have_or_is_of_another_base_is_refused(
         asked = len(provider.seen)
         of_another = "openai:ft:gpt-3.5-turbo-0125:acme:one:abc123"
         assert (await failure(stub.LoadAdapter(load(of_another))))[:2] == (precondition, "ADAPTER_BASE_MISMATCH")
+        assert (await failure(stub.LoadAdapter(load("openai:gpt-4o-2024-08-06"))))[:2] == (precondition, "ADAPTER_CHANGES_NOTHING")
         assert (await failure(stub.LoadAdapter(load("openai:"))))[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "ADAPTER_UNREADABLE")
         assert len(provider.seen) == asked

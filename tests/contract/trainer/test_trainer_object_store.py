@@ -242,15 +242,16 @@ def test_of_many_uploads_at_once_one_becomes_visible(s3: S3, tmp_path: Path) -> 
 
 
 def test_what_is_half_uploaded_is_not_there_and_goes_with_the_next_upload(s3: S3, tmp_path: Path) -> None:
-    half = f"{BUCKET}/adapters/orphan/other/adapter_model.safetensors"
-    s3.files().pipe_file(half, b"half")
+    s3.files().pipe_file(f"{BUCKET}/adapters/orphan/{'0af' * 10}12/adapter_model.safetensors", b"half")
+    # What is not of a job is somebody else's.
+    s3.files().pipe_file(f"{BUCKET}/adapters/orphan/rows/train.jsonl", b"{}")
     store = Store(URL, s3.options, 0.0)
     adapters = StoredAdapters(store, AdapterFiles(tmp_path))
     assert not adapters.exists("orphan")
     (tmp_path / "manifest.json").write_text(json.dumps({"job_id": "mine", "work": "work"}))
     Upload(store, "orphan", "mine", "work").publish(tmp_path)
     assert adapters.exists("orphan")
-    assert s3.objects("adapters/orphan") == ["manifest.json", "mine/manifest.json"]
+    assert s3.objects("adapters/orphan") == ["manifest.json", "mine/manifest.json", "rows/train.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Training examples in the four contexts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from flows.data.quotes import conclusion
+from flows.data.quotes import divided
 from flows.data.training_set import TrainingContext, TrainingSet, trainable, training_set
 from flows.errors import TrialError, UserError
 from flows.records import Evidence, Example, Hit, Item, Passage
@@ -174,12 +175,12 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 QUOTED = Item("q", "Where?", ("Bakodu",), "c", evidence=(Evidence("d", "The capital of Lomira is the town of Bakodu"),))
 
 
-def quote(passage: str, **more: Any) -> TrainingSet:
+def quote(passage: str, item: Item = QUOTED, **more: Any) -> TrainingSet:
     """One example that shows this passage as gold, and two others."""
     texts = {**PASSAGES, "d#1": Passage("d#1", "d", passage)}
     hits = {"q": [Hit("q", f"d#{n}", rank, 1 / rank) for rank, n in enumerate((1, 5, 6), 1)]}
     context = TrainingContext("raft", quote=True, **{"gold_probability": 1, "distractors": 2, **more})
-    return training_set([QUOTED], context, passages=texts, gold={"q": ("d#1",)}, hits=hits, abstention="I cannot tell.", seed=1)
+    return training_set([item], context, passages=texts, gold={"q": ("d#1",)}, hits=hits, abstention="I cannot tell.", seed=1)
 
 
 def test_an_answer_quotes_the_sentence_that_is_the_evidence_by_the_number_of_its_passage() -> None:
@@ -187,7 +188,7 @@ def test_an_answer_quotes_the_sentence_that_is_the_evidence_by_the_number_of_its
     (example,) = made.examples
     number = example.passages.index("d#1") + 1
     assert example.answer == f'[{number}] "The capital of Lomira is the town of Bakodu."\nAnswer: Bakodu'
-    assert conclusion(example.answer) == "Bakodu"
+    assert divided(example.answer)[1] == "Bakodu"
     assert made.unquoted_count == 0
 
 
@@ -199,15 +200,31 @@ def test_where_no_sentence_is_the_evidence_the_answer_stands_alone_and_is_counte
     assert (made.examples[0].answer, made.unquoted_count) == ("I cannot tell.", 0)
 
 
+def test_of_a_paragraph_of_evidence_the_sentence_with_the_answer_is_quoted() -> None:
+    paragraph = "Lomira lies in the north of the valley. Its capital since 1200 is the town of Bakodu. It rains there in the spring."
+    item = replace(QUOTED, evidence=(Evidence("d", paragraph),))
+    (example,) = quote(paragraph, item).examples
+    assert example.answer.endswith('"Its capital since 1200 is the town of Bakodu."\nAnswer: Bakodu')
+    # Yes or no stands in none of them: which is meant cannot be told.
+    made = quote(paragraph, replace(item, references=("yes",)))
+    assert (made.examples[0].answer, made.unquoted_count) == ("yes", 1)
+
+
+def test_evidence_of_one_word_is_in_the_sentence_that_holds_it() -> None:
+    (example,) = quote("It rains. They met in Bakodu.", replace(QUOTED, evidence=(Evidence("d", "Bakodu"),))).examples
+    assert example.answer.endswith('"They met in Bakodu."\nAnswer: Bakodu')
+
+
 @pytest.mark.parametrize(
-    ("said", "judged"),
+    ("said", "quotation", "text"),
     [
-        ('[1] "A b c."\nAnswer: yes', "yes"),
-        ("Answer: yes", "Answer: yes"),
-        ("yes", "yes"),
-        ('[1] "\nAnswer: x"\nAnswer: two\nlines ', "two\nlines"),
-        ("[1] cut off befo", "[1] cut off befo"),
+        ('[1] "A b c."\nAnswer: yes', '[1] "A b c."', "yes"),
+        ("Answer: yes", "", "Answer: yes"),
+        ("yes", "", "yes"),
+        ('[1] "\nAnswer: x"\nAnswer: two\nlines ', '[1] "\nAnswer: x"', "two\nlines"),
+        ('[1] "cut off befo', '[1] "cut off befo', ""),
+        ("[1] says so", "", "[1] says so"),
     ],
 )
-def test_what_follows_the_quotation_is_judged(said: str, judged: str) -> None:
-    assert conclusion(said) == judged
+def test_what_follows_the_quotation_is_the_answer(said: str, quotation: str, text: str) -> None:
+    assert divided(said) == (quotation, text)

@@ -23,7 +23,7 @@ class FakeTrainer(trainer_pb2_grpc.TrainerServiceServicer):
 
     folder: Path
     failing: tuple[int, ...] = ()
-    why: str = "the loss is not finite"
+    why: str = "the loss is no number any more"
     refused: tuple[int, ...] = ()
     lasts: int = 10**9
     tells_loss: bool = True

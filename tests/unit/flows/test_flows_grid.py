@@ -65,6 +65,7 @@ def test_numbers_and_switches_have_short_names(tmp_path: Path) -> None:
         ({"grid": {}}, "training.lora.grid: names settings with a list of values each"),
         ({"grid": {"rank": list(range(1, 102))}}, "training.lora.grid: stands for 101 families; 100 are the most"),
         ({"evaluation": 0.2, "grid": {"rank": [8]}, "search": {"parameters": {"rank": [4]}}}, "is given beside the grid too"),
+        ({"grid": {"rank": [8]}, "lora": 5}, "training.lora.lora: names settings with their values"),
         ({"grid": {"rank": [1024]}}, "training.lora-rank1024.lora.rank: Input should be less than or equal to 512"),
     ],
 )
@@ -72,3 +73,14 @@ def test_a_grid_that_means_nothing_is_refused_by_its_key(tmp_path: Path, family:
     with pytest.raises(SpecError) as refused:
         loaded(tmp_path, **family)
     assert any(said in problem for problem in refused.value.problems), refused.value.problems
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_family_that_a_grid_stands_for_is_not_named_beside_it(tmp_path: Path, first: bool) -> None:
+    raw = yaml.safe_load(yaml.safe_dump(SPEC))
+    raw["training"]["lora"]["grid"] = {"rank": [8, 16]}
+    other = {"lora-rank8": {"model": raw["training"]["lora"]["model"], "sizes": [99]}}
+    raw["training"] = other | raw["training"] if first else raw["training"] | other
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    with pytest.raises(SpecError, match=r"training.lora-rank8: a grid stands for it, and it is named beside"):
+        load(tmp_path / "spec.yaml")

@@ -309,6 +309,17 @@ async def test_a_test_question_inside_a_prompt_of_a_file_is_a_leak(tmp_path: Pat
     assert [leak.left_item for leak in refused.value.leaks] == [asked.id]
 
 
+async def test_a_test_question_in_other_words_is_a_leak_where_the_chosen_answer_holds_its_answer(tmp_path: Path) -> None:
+    trial = opened(tmp_path, {"file": "rows.jsonl"}, sizes=[1])
+    rows(tmp_path, {"prompt": "p", "chosen": "a", "rejected": "b"})
+    asked = (await prepare(trial)).test[0]
+    reworded, answer = f"Please, {asked.question.lower()} today", f"It is {asked.references[0]}, as far as one knows."
+    rows(tmp_path, {"prompt": "Something else?", "chosen": "a", "rejected": "b"}, {"prompt": reworded, "chosen": answer, "rejected": "y"})
+    with pytest.raises(LeakageError) as refused:
+        await pairs(opened(tmp_path, {"file": "rows.jsonl"}, sizes=[1]))
+    assert [leak.left_item for leak in refused.value.leaks] == [asked.id]
+
+
 def test_the_recipe_is_the_contract_s(tmp_path: Path) -> None:
     given = TrainingSpec(model="m", method="dpo", preferences={"file": "x"}, sizes=(4,), beta=0.3, lora={"rank": 4}, epochs=2)
     dpo = _method(given)["dpo"]

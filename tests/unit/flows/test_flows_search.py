@@ -18,12 +18,14 @@ from flows.progress import Silent
 from flows.search_spec import SearchSpec
 from flows.spec_file import SpecError, load
 from flows.stages.prepare import prepare
-from flows.stages.search import Search, search, settings_of
+from flows.stages.search import OF_SETTINGS, Search, search, settings_of
 from flows.stages.train import AdapterKey, train
 from flows.store import Store
 from flows.training_spec import TrainingSpec
 from flows.trial import Trial
 from flows.validate import cost, findings
+from services.trainer.domain import Exited
+from services.trainer.failures import words_of_error, words_of_exit
 
 PARAMETERS: dict[str, Any] = {
     "learning_rate": {"low": 1e-5, "high": 1e-1, "log": True},
@@ -124,7 +126,7 @@ async def test_trials_that_fail_are_reported_kept_and_passed_over(bench: Bench) 
     found = await bench.search(trials=10)
     failed = [one for one in found.tried if one.evaluation_loss is None]
     assert {one.settings["rank"] for one in failed} == {2}
-    assert {(one.error, one.seconds) for one in failed} == {("the loss is not finite", 900.0)}
+    assert {(one.error, one.seconds) for one in failed} == {("the loss is no number any more", 900.0)}
     assert found.best.settings["rank"] != 2
     trained = len(bench.fake.trained)
     assert await bench.search(trials=10) == found
@@ -140,8 +142,27 @@ async def test_what_the_trainer_refuses_is_passed_over_too(bench: Bench) -> None
 
 async def test_a_search_of_which_all_fails_says_why(bench: Bench) -> None:
     bench.fake.failing = (2, 4, 8)
-    with pytest.raises(TrialError, match=r"training.served.search: all 6 trials failed, the first because: the loss is not finite"):
+    with pytest.raises(TrialError, match=r"training.served.search: all 6 trials failed, the first because: the loss is no number any more"):
         await bench.search()
+
+
+async def test_where_only_settings_that_failed_are_left_nothing_is_trained_again(bench: Bench) -> None:
+    bench.fake.failing = (2, 4, 8)
+    with pytest.raises(TrialError, match="all 6 trials failed"):
+        await bench.search(parameters={"rank": [2, 4, 8]})
+    assert sorted(spec.sft.lora.rank for spec in bench.fake.trained) == [2, 4, 8]
+
+
+async def test_settings_that_failed_are_not_proposed_while_there_are_others(bench: Bench) -> None:
+    bench.fake.failing = (8,)
+    found = await bench.search(parameters={"rank": [2, 4, 8], "learning_rate": [1e-3]}, trials=8)
+    assert [one.settings["rank"] for one in found.tried].count(8) <= 1
+
+
+@pytest.mark.parametrize("failure", [MemoryError("x"), RuntimeError("CUDA out of memory")])
+def test_failures_of_settings_are_known_by_the_trainer_s_words(failure: BaseException) -> None:
+    assert any(words in words_of_error(failure) for words in OF_SETTINGS)
+    assert any(words in words_of_exit(Exited(-9)) for words in OF_SETTINGS)
 
 
 async def test_a_full_disk_ends_a_search_and_is_not_kept_as_a_failure_of_settings(bench: Bench) -> None:

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types.fine_tuning import FineTuningJobEvent
+from tunetrial.trainer.v1 import trainer_pb2
 
 from services.common.errors import InvalidArgument
+from services.trainer.hosted_client import _metric
 from services.trainer.hosted_data import chat_rows, write_chat_file
+from services.trainer.servicer import to_spec
 from services.trainer.spec import HostedFineTuning
 from tests.unit.trainer.trainer_parts import write_rows
 
@@ -53,3 +57,20 @@ def test_what_is_no_plain_json_value_is_refused(value: str) -> None:
     with pytest.raises(InvalidArgument) as error:
         HostedFineTuning.given({"n_epochs": value})
     assert error.value.metadata["field"] == "hyperparameters.n_epochs"
+
+
+def test_the_provider_s_name_may_be_given_with_the_method() -> None:
+    asked = trainer_pb2.TrainingSpec(adapter_name="one", base="gpt", dataset_uri="d")
+    asked.hosted.SetInParent()
+    assert to_spec(asked).base == "gpt"
+    asked.hosted.model = "gpt-4o-mini"
+    assert to_spec(asked).base == "gpt-4o-mini"
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity"])
+def test_figures_that_are_no_numbers_are_not_told(value: str) -> None:
+    data = {"step": 3, "train_loss": float(value), "total_steps": "nine"}
+    event = FineTuningJobEvent.construct(id="e", created_at=1, level="info", message="Step 3/9", object="fine_tuning.job.event", data=data)
+    metric = _metric(event)
+    assert metric is not None
+    assert (metric.step, metric.loss, metric.step_count) == (3, None, 9)
