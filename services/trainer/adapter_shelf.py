@@ -29,8 +29,14 @@ class Found:
 
     def has(self, other: Job | None) -> bool:
         """Whether there is something under the name, if need be what a job has put there since."""
-        since = other is not None and other.state is JobState.SUCCEEDED and other.end_time is not None and other.end_time >= self.time
-        return self.taken or since
+        return self.taken or self._since(other)
+
+    def has_work(self, same: Job) -> bool:
+        """Whether that is what the work makes, of which `same` is a job."""
+        return self.adapter is not None or self._since(same)
+
+    def _since(self, job: Job | None) -> bool:
+        return job is not None and job.state is JobState.SUCCEEDED and job.end_time is not None and job.end_time >= self.time
 
 
 class AdapterShelf:

@@ -149,7 +149,7 @@ class JobQueue:
             return before
         same = await self._store.alive_with_work(work)
         # A finished job whose adapter was deleted since is no answer.
-        if same is None or (same.state is JobState.SUCCEEDED and not (found.has(same) and found.adapter is not None)):
+        if same is None or (same.state is JobState.SUCCEEDED and not found.has_work(same)):
             same = await self._add(spec, inputs, work, found)
         if request_id:
             await self._store.remember_request(request_id, same.id)

@@ -105,9 +105,10 @@ class AdaptersInMemory:
     def __init__(self) -> None:
         self.made: dict[str, Adapter] = {}
         self.works: dict[str, str] = {}
-        """Works of adapters that other trainers made, by name."""
+        """Works of adapters, by name."""
 
-    def publish(self, name: str, job_id: str) -> None:
+    def publish(self, name: str, job_id: str, work: str = "") -> None:
+        self.works[name] = work
         time = datetime(2024, 1, 1, tzinfo=UTC)
         self.made[name] = Adapter(name, f"/a/{name}", "base", "b", "w", "d", job_id, 0.5, 90, 1.5, REPORT, {}, time)
 
@@ -156,7 +157,7 @@ class House:
     async def succeed(self, job: Job) -> Job:
         run = await self.launched(job.spec.adapter_name)
         run.given.put_nowait(DatasetRead(REPORT))
-        self.adapters.publish(job.spec.adapter_name, job.id)
+        self.adapters.publish(job.spec.adapter_name, job.id, job.work)
         run.given.put_nowait(Exited(0))
         return await self.until(job, lambda seen: seen.state.ended)
 

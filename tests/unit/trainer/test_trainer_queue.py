@@ -87,6 +87,16 @@ async def test_the_same_work_is_done_once_unless_it_failed_or_was_cancelled(tmp_
         assert (await house.queue.create(spec_of(), "")).state is JobState.SUCCEEDED
 
 
+async def test_the_adapter_of_other_work_under_its_name_is_not_the_answer(tmp_path: Path) -> None:
+    async with House(tmp_path) as house:
+        await house.succeed(await house.queue.create(spec_of(), ""))
+        house.launcher.runs.clear()
+        house.adapters.made.clear()
+        await house.succeed(await house.queue.create(spec_of(seed=2), ""))
+        with pytest.raises(AlreadyExists, match="is taken by other work"):
+            await house.queue.create(spec_of(), "")
+
+
 async def test_work_whose_adapter_was_deleted_is_done_again(tmp_path: Path) -> None:
     async with House(tmp_path) as house:
         done = await house.succeed(await house.queue.create(spec_of(), ""))
