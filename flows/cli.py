@@ -12,24 +12,26 @@ import errno
 import json
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from flows import printing
+from flows.commands.calibrate import calibrate
+from flows.commands.compare import compare
+from flows.commands.gate import gate
+from flows.commands.plan import plan
 from flows.errors import TrialError, UserError
+from flows.running import interruptible, run_trial, wait_for
 
 if TYPE_CHECKING:
-    from flows.outcome import Outcome
     from flows.stages.prepare import Prepared
     from flows.validate import Cost, Finding
-
-Result = TypeVar("Result")
 
 app = typer.Typer(
     name="tunetrial",
@@ -77,68 +79,11 @@ def _fail(message: str, code: int, *, as_json: bool) -> None:
 @app.command(epilog="Example: `tunetrial run examples/quickstart/trial.yaml`")
 def run(spec: SpecPath, home: Home = _HOME, runs: Runs = _RUNS, as_json: Json = False) -> None:
     """Run a trial to its verdict. Run it again after a stop: it goes on; run it again when done: it says what came out."""
-    from flows.outcome import read, run_folder  # noqa: PLC0415  commands import what they need, so that --help is quick
-    from flows.progress import Silent  # noqa: PLC0415
-    from flows.spec_file import load  # noqa: PLC0415
-    from flows.trial import open_trial  # noqa: PLC0415
-
-    trial = open_trial(load(spec), home.resolve(), Silent())
-    key = trial.run_key()
-    known = read(run_folder(runs.resolve(), trial.spec.name, key))
-    finished = known if known is not None and known.key == key and known.report.is_file() else None
-    if finished is not None and trial.spec.promote and finished.gate == "pass" and not finished.promoted:
-        finished = None  # all but the alias is done
-    outcome = finished or _run_flow(trial.spec.name, trial.loaded.path, home.resolve(), runs.resolve(), quiet=as_json)
+    outcome, again = run_trial(spec, home, runs, err, quiet=as_json)
     if as_json:
         printing.as_json(asdict(outcome) | {"report": str(outcome.report)})
     else:
-        printing.outcome(out, outcome, again=finished is not None)
-
-
-def _run_flow(name: str, spec: Path, home: Path, runs: Path, *, quiet: bool) -> Outcome:
-    from flows.clients import addresses_from_environment  # noqa: PLC0415
-    from flows.local_stack import Busy, is_busy, running_stack  # noqa: PLC0415
-    from flows.prefect_api import local_api  # noqa: PLC0415
-
-    if is_busy(home) and not (addresses_from_environment() or running_stack(home)):
-        # Said at once, before anything is started.
-        raise Busy(home)
-    with _interruptible(), printing.listener(err, quiet=quiet) as listener, local_api(home, listener.say) as wait_for_api:
-        from prefect.exceptions import TerminationSignal  # noqa: PLC0415  Prefect reads its environment when imported
-
-        from flows.experiment import LISTENER, experiment  # noqa: PLC0415
-
-        wait_for_api()
-
-        async def work() -> Outcome:
-            LISTENER.set(listener)
-            return await experiment(name, str(spec), str(home), str(runs))
-
-        try:
-            return _wait_for(work())
-        except TerminationSignal:
-            raise Stopped("asked to end by SIGTERM", 143) from None
-
-
-class Stopped(TrialError):
-    """The command was stopped from outside."""
-
-    def __init__(self, how: str, exit_code: int) -> None:
-        super().__init__(f"{how}; run the same command again to go on where it was")
-        self.exit_code = exit_code
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Stopped("stopped", 130) from None
-
-
-def _wait_for(work: Coroutine[Any, Any, Result]) -> Result:
-    with _interruptible():
-        return asyncio.run(work)
+        printing.outcome(out, outcome, again=again)
 
 
 @app.command(epilog="Example: `tunetrial validate my-trial.yaml --json`")
@@ -168,7 +113,7 @@ def validate(
             await trial.services.close()
 
     with contextlib.nullcontext() if as_json else err.status("reading data, contacting services"):
-        found, prepared = _wait_for(work())
+        found, prepared = wait_for(work())
     price = cost(trial.spec, prepared) if prepared is not None else None
     counts = dict(prepared.counts) if prepared is not None else {}
     _say_validation(spec, found, price, counts, as_json=as_json)
@@ -208,7 +153,7 @@ def retrieval(
     loaded, home = load_study(spec), home.resolve()
     if is_busy(home) and not (addresses_from_environment() or running_stack(home)):
         raise Busy(home)
-    with _interruptible(), printing.listener(err, quiet=as_json) as listener:
+    with interruptible(), printing.listener(err, quiet=as_json) as listener:
         study = open_study(loaded, home, listener)
 
         async def work() -> Finished:
@@ -217,7 +162,7 @@ def retrieval(
             finally:
                 await study.services.close()
 
-        finished = _wait_for(work())
+        finished = wait_for(work())
     if as_json:
         printing.as_json({**finished.report, "folder": str(finished.folder)})
     elif as_csv:
@@ -270,7 +215,7 @@ def up(
         finally:
             stack.stop()
 
-    _wait_for(work())
+    wait_for(work())
 
 
 @app.command(epilog='Example: `tunetrial ask "Where was Lomira born?" --model small --index quickstart-0123456789abcdef`')
@@ -291,7 +236,7 @@ def ask(
             out.print(text, end="", highlight=False, markup=False)
             sys.stdout.flush()
 
-    answer = _wait_for(ask_once(home.resolve(), question, model=model, index=index, k=k, max_tokens=max_tokens, show=show))
+    answer = wait_for(ask_once(home.resolve(), question, model=model, index=index, k=k, max_tokens=max_tokens, show=show))
     if as_json:
         printing.as_json(answer)
         return
@@ -303,7 +248,7 @@ def models(home: Home = _HOME, as_json: Json = False) -> None:
     """List what the generator serves: bases, adapters with their state, aliases. Needs running services: `tunetrial up`."""
     from flows.served_models import models as served  # noqa: PLC0415
 
-    found = _wait_for(served(home.resolve()))
+    found = wait_for(served(home.resolve()))
     if as_json:
         printing.as_json(found)
         return
@@ -323,7 +268,7 @@ def alias(
 
     if back == bool(target):
         raise UserError("give either a model or --back; `tunetrial models` lists what there is")
-    found = _wait_for(roll_back(home.resolve(), name) if back else set_alias(home.resolve(), name, target))
+    found = wait_for(roll_back(home.resolve(), name) if back else set_alias(home.resolve(), name, target))
     if as_json:
         printing.as_json(found)
         return
@@ -378,6 +323,12 @@ def schema(
     from flows.study_spec import StudySpec  # noqa: PLC0415
 
     printing.as_json((StudySpec if study else Spec).model_json_schema())
+
+
+app.command(epilog="Example: `tunetrial gate my-trial.yaml --junit gate.xml --markdown summary.md`")(gate)
+app.command(epilog="Example: `tunetrial calibrate quickstart-3f2a10 --labels labels.csv`")(calibrate)
+app.command(epilog="Example: `tunetrial compare quickstart-3f2a10 quickstart-9c01de`")(compare)
+app.command(epilog="Examples: `tunetrial plan quickstart-3f2a10`, `tunetrial plan --sd item=0.8,run=0.5 --judge-runs 3`")(plan)
 
 
 def _run_folders(runs: Path) -> Iterator[Path]:

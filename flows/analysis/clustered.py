@@ -7,6 +7,9 @@ Miller 2024, arXiv 2411.00640. Between-seed variance: the moment (ANOVA) estimat
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 
 from flows.analysis.quantiles import Floats, Ints
@@ -32,6 +35,33 @@ def clustered_variance(sums: Floats, counts: Floats) -> float | None:
     total = counts.sum()
     residuals = sums - sums.sum() / total * counts
     return float(clusters / (clusters - 1) * (residuals @ residuals) / total**2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RatioMean:
+    """A weighted mean and each cluster's part in its error, so that errors of several means of the same clusters can be added up.
+
+    The sum of squares of `parts` is `clustered_variance` where all weights are alike; with one cluster it says nothing.
+    """
+
+    value: float
+    parts: Floats
+    present: Floats
+    """1 for a cluster that holds a value, else 0."""
+    clusters: int
+
+
+def ratio_mean(values: Floats, weights: Floats, clusters: Ints, cluster_count: int) -> RatioMean | None:
+    """The mean of the values that are not NaN, by their weights; None when there are none."""
+    found = ~np.isnan(values)
+    if not found.any():
+        return None
+    index, weighed = clusters[found], weights[found]
+    counts = np.bincount(index, weights=weighed, minlength=cluster_count)
+    sums = np.bincount(index, weights=weighed * values[found], minlength=cluster_count)
+    mean, present = float(sums.sum() / counts.sum()), int(np.count_nonzero(counts))
+    factor = present / (present - 1) if present > 1 else 1.0
+    return RatioMean(mean, (sums - mean * counts) / counts.sum() * math.sqrt(factor), (counts > 0).astype(np.float64), present)
 
 
 def between_seed_variance(values: Floats, clusters: Ints, cluster_count: int) -> float | None:

@@ -52,12 +52,9 @@ def read_table(path: Path, *, columns: Mapping[str, str] | None = None, bad_rows
     renamed = dict(columns or {})
     if unknown := sorted(set(renamed) - set(_COLUMNS)):
         raise UserError(f"columns names {', '.join(map(repr, unknown))}, which a table does not have; it has {', '.join(_COLUMNS)}.")
-    kind = ".jsonl" if path.is_dir() else suffix(path)
-    if kind not in _FORMATS:
-        raise UserError(f"{path} has the suffix {kind or '(none)'}; a table is one of {', '.join(_FORMATS)}, or one of these with .gz.")
     collector = Collector(path, bad_rows)
     names: Counter[str] = Counter()
-    for file, line, parse in _FORMATS[kind](path, collector, partial(_check_columns, path, renamed)):
+    for file, line, parse in table_rows(path, collector, partial(_check_columns, path, renamed)):
         with collector.row(file, line):
             row = parse()
             item = _item({**row, **{name: _renamed(row, column) for name, column in renamed.items()}}, names)
@@ -66,6 +63,14 @@ def read_table(path: Path, *, columns: Mapping[str, str] | None = None, bad_rows
             else:
                 collector.skip(file, line, item.id, "no reference")
     return collector.source()
+
+
+def table_rows(path: Path, collector: Collector, check: _Check) -> _Rows:
+    """The rows of any table, by its suffix. `check` gets the columns of formats that name them beforehand. Raises DataError, UserError."""
+    kind = ".jsonl" if path.is_dir() else suffix(path)
+    if kind not in _FORMATS:
+        raise UserError(f"{path} has the suffix {kind or '(none)'}; a table is one of {', '.join(_FORMATS)}, or one of these with .gz.")
+    return _FORMATS[kind](path, collector, check)
 
 
 def _check_columns(path: Path, renamed: Mapping[str, str], found: Sequence[str]) -> None:

@@ -153,7 +153,10 @@ def test_a_compressed_source_is_read_as_it_is(tmp_path: Path) -> None:
     assert code == 0, said
 
 
-@pytest.mark.parametrize("command", ["run", "validate", "retrieval", "demo", "up", "ask", "report", "models", "alias", "runs", "schema"])
+@pytest.mark.parametrize(
+    "command",
+    ["run", "validate", "retrieval", "demo", "gate", "compare", "calibrate", "up", "ask", "report", "models", "alias", "runs", "schema"],
+)
 def test_every_command_explains_itself(tmp_path: Path, command: str) -> None:
     done = tunetrial(command, "--help", cwd=tmp_path)
     assert done.returncode == 0
